@@ -1,0 +1,23 @@
+"""MedQua's core: from image bytes to findings, shared by training and serving.
+
+The names below are the public contract; each is loaded when first used, so that a command line
+that only prints its help does not pay for torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    pass
+
+_HOME: dict[str, str] = {}
+"""Public name -> module that defines it."""
+
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name from its module on first use (PEP 562)."""
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)

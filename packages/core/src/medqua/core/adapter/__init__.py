@@ -1,0 +1,1 @@
+"""The Quasar adapter as a PEFT tuner."""

@@ -1,0 +1,1 @@
+"""What is found: observations, their codes, and calibrated probabilities."""

@@ -1,0 +1,1 @@
+"""Backbone, classifier and the bundle that carries them to serving."""

@@ -1,0 +1,1 @@
+"""The variational bottleneck: one ansatz, many engines."""

@@ -1,0 +1,1 @@
+"""Inference: the one path from files to findings."""

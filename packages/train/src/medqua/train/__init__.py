@@ -1,0 +1,1 @@
+"""Fine-tuning: recipes, data sets, the trainer, and the evidence."""

@@ -1,0 +1,1 @@
+"""Data sets: each becomes one manifest of images, patients, splits and labels."""

@@ -1,0 +1,1 @@
+"""The DICOM viewer. It stands on `medqua.serve` alone."""
