@@ -17,7 +17,7 @@ console = Console()
 def run(app: typer.Typer, argv: Sequence[str] | None = None) -> int:
     """Run a command line app and return its exit status.
 
-    A `MedQuaError` is a user's mistake or a bad file: its message alone is printed to stderr and the
+    A `MedQuaError` is a user's mistake or a bad file: its message alone goes to stderr and the
     status is 2. With `--debug` among the arguments the traceback is shown instead. Any other
     exception is a defect and keeps its traceback.
 

@@ -9,8 +9,8 @@ was got, what was needed and what to do; it never holds patient data or a traceb
     ├── DataError (ValueError)        a data set: table, column, label, split, missing file
     ├── ImageError (ValueError)       one image file
     │   ├── UnreadableImageError      its bytes cannot be decoded, or decoding ran past a limit
-    │   └── OutOfScopeError           it decodes, but it is not a frontal chest radiograph we accept
-    ├── QuantumError (RuntimeError)   an engine or CUDA-Q target that is absent or lacks a capability
+    │   └── OutOfScopeError           it decodes, but is not a frontal chest radiograph
+    ├── QuantumError (RuntimeError)   an engine or target that is absent or lacks a capability
     ├── BackboneError (RuntimeError)  a pretrained model that cannot be found, loaded or adapted
     └── BundleError (RuntimeError)    a bundle that is incomplete, altered, or of a newer schema
 """
