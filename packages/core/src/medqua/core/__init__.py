@@ -8,9 +8,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    pass
+    from medqua.core.vision.image import ImageSpec as ImageSpec
+    from medqua.core.vision.image import read_image as read_image
 
-_HOME: dict[str, str] = {}
+_HOME: dict[str, str] = {
+    "ImageSpec": "medqua.core.vision.image",
+    "read_image": "medqua.core.vision.image",
+}
 """Public name -> module that defines it."""
 
 __all__ = sorted(_HOME)

@@ -1,0 +1,184 @@
+"""One image file to one float image, by one versioned specification.
+
+Training, export and serving read images here and nowhere else, so that they cannot differ. This
+module does not import torch: data-loader workers and the decoding process start fast.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal, Self, get_args
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from medqua.core.errors import ConfigError, UnreadableImageError
+from medqua.core.vision.limits import Limits, read_bytes
+from medqua.core.vision.raster import is_raster, read_raster
+from medqua.core.vision.recipe import encode_jpeg, jpeg_round_trip, mimic_cxr_jpg
+
+__all__ = ["ImageSpec", "decode_image", "encode_jpeg", "fit", "mimic_cxr_jpg", "read_image"]
+
+Profile = Literal["mimic-cxr-jpg", "display"]
+Fit = Literal["pad", "crop", "stretch"]
+Resampling = Literal["box", "bilinear", "bicubic", "lanczos"]
+Scope = Literal["chest", "any"]
+
+VERSION = 1
+"""Raised whenever equal fields would give other pixels."""
+
+
+@dataclass(frozen=True)
+class ImageSpec:
+    """How an image file becomes the float image that a model sees.
+
+    Raises:
+        ConfigError: If a field has a value that is not listed for it.
+    """
+
+    profile: Profile = "mimic-cxr-jpg"
+    """Grey levels: the recipe of MIMIC-CXR-JPG, or what a DICOM viewer displays."""
+
+    size: int | None = 448
+    """Side of the square result in pixels; None keeps the image as it is stored."""
+
+    fit: Fit = "pad"
+    """To a square: black bars (whole image, true shape), centre crop (true shape), or stretch."""
+
+    resampling: Resampling = "bicubic"
+    """Filter, widened when shrinking so that nothing aliases."""
+
+    scope: Scope = "chest"
+    """"chest" refuses by its header a DICOM file that is not a frontal chest radiograph."""
+
+    version: int = VERSION
+    """Meaning of the fields above."""
+
+    def __post_init__(self) -> None:
+        for name, choices in (
+            ("profile", Profile),
+            ("fit", Fit),
+            ("resampling", Resampling),
+            ("scope", Scope),
+        ):
+            value = getattr(self, name)
+            if value not in get_args(choices):
+                raise ConfigError(
+                    f"image {name} is {value!r}; choose one of {', '.join(get_args(choices))}"
+                )
+        size = self.size
+        if size is not None and (type(size) is not int or not 1 <= size <= 8192):
+            raise ConfigError(f"image size is {size!r}; give a side of 1 to 8192 pixels, or None")
+        if self.version != VERSION:
+            raise ConfigError(
+                f"image specification version {self.version!r}; this MedQua reads {VERSION}: "
+                "use the release that wrote it"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as plain JSON values; `from_dict` takes them back."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Build a specification from `to_dict`'s result; absent fields take their default.
+
+        Raises:
+            ConfigError: If a key is unknown (the nearest known one is named) or a value is wrong.
+        """
+        known = [field.name for field in fields(cls)]
+        for key in data:
+            if key not in known:
+                near = get_close_matches(str(key), known, n=1)
+                hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
+                raise ConfigError(f"unknown key {key!r} in an image specification; {hint}")
+        return cls(**data)
+
+
+def read_image(source: str | Path | bytes, spec: ImageSpec) -> npt.NDArray[np.float32]:
+    """Read one JPG, PNG or DICOM file.
+
+    Args:
+        source: Path or content of the file; its kind is recognised by its content.
+        spec: What to make of it.
+
+    Returns:
+        Image `[H, W]`, float32 in [0, 1], 0 black, with air dark and bone bright;
+        H = W = `spec.size` unless that is None.
+
+    Raises:
+        UnreadableImageError: If the file cannot be read or decoded, or is over a limit.
+        OutOfScopeError: If it is not one frontal chest radiograph (see `ImageSpec.scope`).
+    """
+    return decode_image(read_bytes(source), spec)
+
+
+def decode_image(
+    data: bytes, spec: ImageSpec, limits: Limits | None = None
+) -> npt.NDArray[np.float32]:
+    """Decode a file's content in this process; what `read_image` does after reading.
+
+    A 16-bit PNG has not been through the recipe, which writes 8 bits, so the recipe is applied
+    to it; an 8-bit JPG or PNG has, and is taken as it is.
+    """
+    limits = limits or Limits()
+    if is_raster(data):
+        grey = read_raster(data, limits)
+        if grey.dtype == np.uint16:
+            return fit(from_stored(grey, "MONOCHROME2", spec), spec)
+        return fit(grey.astype(np.uint8, copy=False), spec)
+    raise UnreadableImageError("the file is neither DICOM, JPG nor PNG")
+
+
+def from_stored(
+    pixels: npt.NDArray[np.integer], photometric: str, spec: ImageSpec
+) -> npt.NDArray[np.uint8] | npt.NDArray[np.float32]:
+    """Turn stored values `[H, W]` without any display attribute into grey levels."""
+    if spec.profile == "mimic-cxr-jpg":
+        return jpeg_round_trip(mimic_cxr_jpg(pixels, photometric))
+    low, high = int(pixels.min()), int(pixels.max())
+    grey = (pixels.astype(np.float32) - np.float32(low)) / np.float32(max(high - low, 1))
+    return np.float32(1) - grey if photometric == "MONOCHROME1" else grey
+
+
+def fit(
+    grey: npt.NDArray[np.uint8] | npt.NDArray[np.float32], spec: ImageSpec
+) -> npt.NDArray[np.float32]:
+    """Bring grey levels to the size of a specification.
+
+    Args:
+        grey: Image `[H, W]`, uint8 in 0..255 (resampled to whole levels) or float32 in [0, 1].
+        spec: Its `size`, `fit` and `resampling` are used.
+
+    Returns:
+        Image `[size, size]`, or `[H, W]` where `spec.size` is None; float32 in [0, 1].
+    """
+    if spec.size is not None and grey.shape != (spec.size, spec.size):
+        grey = _resample(grey, spec.size, spec)
+    if grey.dtype == np.uint8:
+        return grey.astype(np.float32) / np.float32(255)
+    return grey.astype(np.float32).clip(0, 1)
+
+
+def _resample(
+    grey: npt.NDArray[np.uint8] | npt.NDArray[np.float32], size: int, spec: ImageSpec
+) -> npt.NDArray[np.uint8] | npt.NDArray[np.float32]:
+    """Resample to `[size, size]` as `spec.fit` says."""
+    height, width = grey.shape
+    filter_ = Image.Resampling[spec.resampling.upper()]
+    image = Image.fromarray(grey)
+    if spec.fit == "pad":
+        scale = size / max(height, width)
+        inner = (max(1, round(width * scale)), max(1, round(height * scale)))
+        square = np.zeros((size, size), grey.dtype)
+        top, left = (size - inner[1]) // 2, (size - inner[0]) // 2
+        square[top : top + inner[1], left : left + inner[0]] = image.resize(inner, filter_)
+        return square
+    box: tuple[float, float, float, float] = (0, 0, width, height)
+    if spec.fit == "crop":
+        side = min(height, width)
+        left_, top_ = (width - side) / 2, (height - side) / 2
+        box = (left_, top_, left_ + side, top_ + side)
+    return np.asarray(image.resize((size, size), filter_, box=box))
