@@ -1,0 +1,163 @@
+"""Load the vision-language model under the adapter: from the hub, a folder, or built offline.
+
+A backbone is always whole: if a single weight of the model had to be filled with random numbers
+because the checkpoint did not hold it, loading fails. (transformers itself only logs a table.)
+Weights are read from safetensors alone, and no code that comes with a checkpoint is run.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import CachedRepoTreeNotFoundError, RevisionResolutionError
+from safetensors import SafetensorError
+from transformers import (
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    AutoConfig,
+    AutoModelForImageTextToText,
+    PreTrainedModel,
+    ProcessorMixin,
+)
+
+from medqua.core.errors import BackboneError
+from medqua.core.model.tiny import TinyArchitecture, build_tiny
+from medqua.core.vision.processor import load_processor
+
+TINY = "tiny"
+"""The source that names the offline random model of `medqua.core.model.tiny`."""
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A vision-language model and what turns images into its inputs."""
+
+    model: PreTrainedModel
+    """The model with its language head, in eval mode, on the CPU."""
+    processor: ProcessorMixin
+    """Argument of `medqua.core.vision.processor.build_inputs`."""
+    source: str
+    """Hub id, folder, or `"tiny"`."""
+    revision: str | None
+    """Commit of the hub repository; None for a folder and for the tiny model."""
+
+
+def load_backbone(
+    source: str | Path = TINY,
+    *,
+    revision: str | None = None,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+    architecture: TinyArchitecture | None = None,
+    cache_dir: Path | None = None,
+    local_files_only: bool = False,
+) -> Backbone:
+    """Load a backbone, complete or not at all.
+
+    Args:
+        source: A hub id such as `"Qwen/Qwen2.5-VL-3B-Instruct"`, a folder written by
+            `save_pretrained` (a relative one as `"./folder"` if its name could be a hub id), or
+            `"tiny"`.
+        revision: Branch, tag or commit on the hub; the commit it resolves to is recorded.
+        dtype: Floating type of the weights in memory.
+        seed: Seed of the tiny model's weights.
+        architecture: Sizes of the tiny model; its defaults if None.
+        cache_dir: Hub cache; the one of `HF_HUB_CACHE` if None.
+        local_files_only: Use the hub cache alone, never the network.
+
+    Returns:
+        The backbone, in eval mode, on the CPU.
+
+    Raises:
+        BackboneError: The source is unreachable, of an unsupported architecture, lacks weights in
+            safetensors or some of them, or lacks a processor for images.
+    """
+    name = str(source)
+    if name == TINY:
+        tiny, processor = build_tiny(architecture or TinyArchitecture(), seed, dtype)
+        return Backbone(tiny, processor, TINY, None)
+    if architecture is not None:
+        raise BackboneError(f"architecture given for {name!r}: only the source 'tiny' takes sizes")
+    folder = Path(name).expanduser()
+    commit = None
+    if not folder.is_dir():
+        folder = _fetch(name, revision, cache_dir, local_files_only)
+        commit = folder.name
+    model = _load_model(name, folder, dtype)
+    return Backbone(model, load_processor(folder), name, commit)
+
+
+def _fetch(name: str, revision: str | None, cache_dir: Path | None, local_files_only: bool) -> Path:
+    """Bring one snapshot of a hub repository into the cache; the folder's name is its commit."""
+    if name.startswith((".", "~", "/")) or name.count("/") != 1:
+        raise BackboneError(
+            f"no folder at {name}: needed a folder written by save_pretrained, a hub id "
+            "(owner/name), or 'tiny'"
+        )
+    try:
+        return Path(
+            snapshot_download(
+                name,
+                revision=revision,
+                cache_dir=cache_dir,
+                local_files_only=local_files_only,
+                allow_patterns=["*.json", "*.safetensors", "*.txt", "*.jinja", "*.model"],
+            )
+        )
+    except (OSError, ValueError, CachedRepoTreeNotFoundError, RevisionResolutionError) as error:
+        raise BackboneError(
+            f"cannot fetch {name!r} at revision {revision or 'main'} from the hub: check the "
+            "name, your access to it and the network, give a folder that holds the model, or use "
+            f"'tiny' to work offline ({_first_line(error)})"
+        ) from error
+
+
+def _load_model(name: str, folder: Path, dtype: torch.dtype) -> PreTrainedModel:
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+            raise BackboneError(
+                f"{name!r} is a {config.model_type!r} model, which does not read images and text; "
+                "choose a vision-language model such as Qwen/Qwen2.5-VL-3B-Instruct"
+            )
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(
+            folder,
+            config=config,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,  # _check_whole names them, and refuses
+            dtype=dtype,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
+        raise BackboneError(
+            f"cannot load a backbone from {name!r}: needed config.json and model.safetensors of a "
+            f"vision-language model that transformers knows ({_first_line(error)})"
+        ) from error
+    model: PreTrainedModel
+    model, report = loaded
+    _check_whole(name, report)
+    model.name_or_path = model.config.name_or_path = name
+    model.train(False)
+    return model
+
+
+def _check_whole(name: str, report: dict[str, Any]) -> None:
+    """Refuse a model in which loading left a weight at its random initialisation."""
+    missing = sorted(str(key) for key in report["missing_keys"])
+    mismatched = sorted(str(key[0]) for key in report["mismatched_keys"])
+    errors = [str(message) for message in report["error_msgs"]]
+    if not (missing or mismatched or errors):
+        return
+    examples = ", ".join((missing + mismatched + errors)[:3])
+    raise BackboneError(
+        f"{name!r} leaves weights uninitialised: {len(missing)} missing, {len(mismatched)} of "
+        f"another shape ({examples}); the weights do not belong to its config.json: fetch the "
+        "checkpoint again, whole"
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

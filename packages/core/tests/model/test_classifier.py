@@ -1,0 +1,128 @@
+import numpy as np
+import pytest
+import torch
+
+from medqua.core.errors import BackboneError, ConfigError, ShapeError
+from medqua.core.model import MedQuaClassifier, TinyArchitecture, load_backbone
+from medqua.core.vision.processor import build_inputs
+
+SMALL = TinyArchitecture(
+    vision_depth=1, vision_hidden=16, vision_heads=2, vision_mlp=16,
+    decoder_layers=2, hidden=32, heads=2, mlp=32,
+)  # fmt: skip
+
+
+@pytest.fixture
+def backbone():
+    return load_backbone(architecture=SMALL, seed=3)
+
+
+def inputs_of(backbone, n: int = 3, prompt: str = "Name the findings.", **order):
+    images = list(np.random.default_rng(0).random((n, 112, 112), dtype=np.float32))
+    return build_inputs(backbone.processor, images, prompt, **order)
+
+
+def trained(backbone, **options) -> MedQuaClassifier:
+    """A classifier whose head is not zero."""
+    classifier = MedQuaClassifier(backbone.model, 5, tune="full", **options)
+    torch.manual_seed(0)
+    torch.nn.init.normal_(classifier.head.weight)
+    return classifier
+
+
+def test_untrained_head_says_one_half(backbone):
+    classifier = MedQuaClassifier(backbone.model, 14, tune="head")
+    logits = classifier(**inputs_of(backbone))
+    assert logits.shape == (3, 14)
+    assert logits.dtype == torch.float32
+    assert not logits.any()
+
+
+def test_visual_mean_is_the_mean_over_image_tokens(backbone):
+    classifier = trained(backbone)
+    inputs = inputs_of(backbone)
+    with torch.no_grad():
+        hidden = backbone.model(**inputs, output_hidden_states=True).hidden_states[-1]
+        visual = inputs["mm_token_type_ids"] == 1
+        mean = torch.stack([hidden[i, visual[i]].mean(0) for i in range(3)])
+        expected = mean @ classifier.head.weight.T + classifier.head.bias
+        torch.testing.assert_close(classifier(**inputs), expected)
+
+
+def test_last_token_skips_padding_on_either_side(backbone):
+    classifier = trained(backbone, pooling="last_token")
+    inputs = inputs_of(backbone, n=1)
+    expected = classifier(**inputs)
+    for left in (True, False):
+        padded = dict(inputs)
+        for name, fill in (("input_ids", 0), ("attention_mask", 0), ("mm_token_type_ids", 0)):
+            pad = torch.full((1, 3), fill, dtype=torch.int64)
+            parts = [pad, inputs[name]] if left else [inputs[name], pad]
+            padded[name] = torch.cat(parts, dim=1)
+        torch.testing.assert_close(classifier(**padded), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_only_a_prompt_before_the_image_reaches_the_visual_tokens(backbone):
+    classifier = trained(backbone)
+    after = [inputs_of(backbone, prompt=p, image_first=True) for p in ("Name.", "The heart?")]
+    before = [inputs_of(backbone, prompt=p) for p in ("Name.", "The heart?")]
+    torch.testing.assert_close(classifier(**after[0]), classifier(**after[1]))
+    assert not torch.allclose(classifier(**before[0]), classifier(**before[1]))
+
+
+def test_language_head_is_not_computed(backbone):
+    classifier = trained(backbone)
+    calls = []
+    backbone.model.lm_head.register_forward_hook(lambda *_: calls.append(1))
+    classifier(**inputs_of(backbone))
+    assert not calls
+
+
+def test_every_tunable_weight_gets_a_gradient(backbone):
+    classifier = trained(backbone)
+    classifier(**inputs_of(backbone)).sum().backward()
+    groups = classifier.parameter_groups()
+    assert set(groups) == {"backbone", "head"}
+    assert all(p.grad is not None for ps in groups.values() for p in ps)
+    frozen = MedQuaClassifier(backbone.model, 5, tune="head")
+    assert list(frozen.parameter_groups()) == ["head"]
+
+
+def test_head_stays_float32_on_a_bfloat16_backbone():
+    backbone = load_backbone(architecture=SMALL, dtype=torch.bfloat16)
+    classifier = trained(backbone)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits = classifier(**inputs_of(backbone))
+    assert logits.dtype == torch.float32
+    assert classifier.head.weight.dtype == torch.float32
+
+
+def test_gradient_checkpointing_changes_no_gradient(backbone):
+    classifier = trained(backbone).train()
+    inputs = inputs_of(backbone)
+    classifier(**inputs).square().sum().backward()
+    plain = {n: p.grad.clone() for n, p in classifier.named_parameters() if p.grad is not None}
+    classifier.zero_grad()
+    classifier.gradient_checkpointing_enable()
+    classifier(**inputs).square().sum().backward()
+    for name, parameter in classifier.named_parameters():
+        if name in plain:
+            assert torch.equal(parameter.grad, plain[name]), name
+
+
+def test_contradictions_are_refused(backbone):
+    with pytest.raises(ConfigError, match="visual_mean, last_token"):
+        MedQuaClassifier(backbone.model, 3, pooling="max", tune="full")
+    with pytest.raises(ConfigError, match="at least one finding"):
+        MedQuaClassifier(backbone.model, 0, tune="full")
+    with pytest.raises(ConfigError, match="adapter, full, head"):
+        MedQuaClassifier(backbone.model, 3, tune="some")
+    with pytest.raises(ConfigError, match="get_peft_model"):
+        MedQuaClassifier(backbone.model, 3)
+    with pytest.raises(BackboneError, match="no inner multimodal model"):
+        MedQuaClassifier(backbone.model.model, 3, tune="full")
+    with pytest.raises(ShapeError, match="no pixel_values"):
+        MedQuaClassifier(backbone.model, 3, tune="full")(
+            input_ids=torch.zeros(1, 2, dtype=torch.int64),
+            attention_mask=torch.ones(1, 2, dtype=torch.int64),
+        )
