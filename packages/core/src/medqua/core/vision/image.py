@@ -4,10 +4,13 @@ Training, export and serving read images here and nowhere else, so that they can
 module does not import torch: data-loader workers and the decoding process start fast.
 """
 
+import atexit
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
+from types import TracebackType
 from typing import Any, Literal, Self, get_args
 
 import numpy as np
@@ -18,6 +21,8 @@ from medqua.core.errors import ConfigError, UnreadableImageError
 from medqua.core.vision.limits import Limits, read_bytes
 from medqua.core.vision.raster import is_raster, read_raster
 from medqua.core.vision.recipe import encode_jpeg, jpeg_round_trip, mimic_cxr_jpg
+from medqua.core.vision.sandbox import Sandbox
+from medqua.core.vision.scope import Header
 
 __all__ = ["ImageSpec", "decode_image", "encode_jpeg", "fit", "mimic_cxr_jpg", "read_image"]
 
@@ -97,12 +102,70 @@ class ImageSpec:
         return cls(**data)
 
 
-def read_image(source: str | Path | bytes, spec: ImageSpec) -> npt.NDArray[np.float32]:
+@dataclass(frozen=True)
+class Decoded:
+    """One file's image, and what its header says."""
+
+    image: npt.NDArray[np.float32]
+    """Image `[H, W]`, float32 in [0, 1], 0 black."""
+
+    header: Header | None
+    """Of a DICOM file; None for JPG and PNG, which have none."""
+
+
+class Decoder:
+    """Reads files, by default in a process that can be killed (`medqua.core.vision.sandbox`).
+
+    Safe to share between threads, which then take turns. Close it, or use it as a context manager.
+    """
+
+    def __init__(self, *, trusted: bool = False, limits: Limits | None = None) -> None:
+        """Make a decoder.
+
+        Args:
+            trusted: Decode in this process: faster, for files of one's own only.
+            limits: What a file may cost.
+        """
+        self.trusted = trusted
+        self.limits = limits or Limits()
+        self._sandbox = Sandbox(self.limits)
+
+    def read(self, source: str | Path | bytes, spec: ImageSpec) -> Decoded:
+        """Read one file; arguments and errors as in `read_image`."""
+        data = read_bytes(source, self.limits)
+        if self.trusted:
+            return decode_image(data, spec, self.limits)
+        image, header = self._sandbox.decode(data, spec.to_dict())
+        return Decoded(image, None if header is None else Header.from_dict(header))
+
+    def close(self) -> None:
+        """End the decoding process; a later `read` starts another."""
+        self._sandbox.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def read_image(
+    source: str | Path | bytes, spec: ImageSpec, *, trusted: bool = False
+) -> npt.NDArray[np.float32]:
     """Read one JPG, PNG or DICOM file.
+
+    JPG and PNG are decoded in this process; DICOM in a process that this one starts with its first
+    such file and keeps. For whatever comes from outside, use a `Decoder`.
 
     Args:
         source: Path or content of the file; its kind is recognised by its content.
         spec: What to make of it.
+        trusted: Decode DICOM in this process too, which is faster: for training data of one's own.
 
     Returns:
         Image `[H, W]`, float32 in [0, 1], 0 black, with air dark and bone bright;
@@ -112,13 +175,22 @@ def read_image(source: str | Path | bytes, spec: ImageSpec) -> npt.NDArray[np.fl
         UnreadableImageError: If the file cannot be read or decoded, or is over a limit.
         OutOfScopeError: If it is not one frontal chest radiograph (see `ImageSpec.scope`).
     """
-    return decode_image(read_bytes(source), spec)
+    data = read_bytes(source)
+    if trusted or is_raster(data):
+        return decode_image(data, spec).image
+    return _decoder_of_this_process().read(data, spec).image
 
 
-def decode_image(
-    data: bytes, spec: ImageSpec, limits: Limits | None = None
-) -> npt.NDArray[np.float32]:
-    """Decode a file's content in this process; what `read_image` does after reading.
+@cache
+def _decoder_of_this_process() -> Decoder:
+    """Return the decoder behind `read_image`, which ends with the process."""
+    decoder = Decoder()
+    atexit.register(decoder.close)
+    return decoder
+
+
+def decode_image(data: bytes, spec: ImageSpec, limits: Limits | None = None) -> Decoded:
+    """Decode a file's content in this process, whatever it costs.
 
     A 16-bit PNG has not been through the recipe, which writes 8 bits, so the recipe is applied
     to it; an 8-bit JPG or PNG has, and is taken as it is.
@@ -127,8 +199,13 @@ def decode_image(
     if is_raster(data):
         grey = read_raster(data, limits)
         if grey.dtype == np.uint16:
-            return fit(from_stored(grey, "MONOCHROME2", spec), spec)
-        return fit(grey.astype(np.uint8, copy=False), spec)
+            return Decoded(fit(from_stored(grey, "MONOCHROME2", spec), spec), None)
+        return Decoded(fit(grey.astype(np.uint8, copy=False), spec), None)
+    from medqua.core.vision.dicom import is_dicom, read_dicom  # JPG readers start without pydicom
+
+    if is_dicom(data):
+        levels, header = read_dicom(data, profile=spec.profile, scope=spec.scope, limits=limits)
+        return Decoded(fit(levels, spec), header)
     raise UnreadableImageError("the file is neither DICOM, JPG nor PNG")
 
 

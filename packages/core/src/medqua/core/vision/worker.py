@@ -1,0 +1,76 @@
+"""The decoding process of a sandbox: limits itself, then decodes what it is sent.
+
+Started by `medqua.core.vision.sandbox` as
+`python -m medqua.core.vision.worker MEMORY_BYTES CPU_SECONDS`.
+"""
+
+import ctypes
+import json
+import os
+import resource
+import sys
+from dataclasses import asdict
+
+from medqua.core.errors import ImageError
+from medqua.core.vision.dicom import read_dicom  # noqa: F401 loads the codecs before the first file
+from medqua.core.vision.image import ImageSpec, decode_image
+from medqua.core.vision.limits import Limits
+from medqua.core.vision.sandbox import read_exactly, write_message
+
+PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS = 4, 38
+
+
+def main(memory_bytes: int, cpu_seconds: int) -> None:
+    """Answer files until the input ends."""
+    requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (0, 1, 2):  # what codecs print must not reach the replies or a log
+        os.dup2(nowhere, descriptor)
+    _confine(memory_bytes)
+    limits = Limits()
+    while True:
+        try:
+            spec = json.loads(read_exactly(requests, 1 << 16))
+            data = bytes(read_exactly(requests, limits.file_bytes))
+        except EOFError:
+            return
+        _allow_cpu(cpu_seconds)
+        try:
+            decoded = decode_image(data, ImageSpec.from_dict(spec), limits)
+        except ImageError as error:
+            write_message(replies, _refusal(type(error).__name__, str(error)))
+        except MemoryError:
+            reason = f"decoding it needs over {memory_bytes >> 20} MiB; the file is hostile or huge"
+            write_message(replies, _refusal("UnreadableImageError", reason, fatal=True))
+        else:
+            header = None if decoded.header is None else asdict(decoded.header)
+            reply = {"shape": decoded.image.shape, "header": header}
+            write_message(replies, json.dumps(reply).encode(), decoded.image.tobytes())
+
+
+def _refusal(name: str, message: str, *, fatal: bool = False) -> bytes:
+    """Build the reply for a file that is refused; `fatal` asks for a fresh process."""
+    return json.dumps({"error": name, "message": message, "fatal": fatal}).encode()
+
+
+def _confine(memory_bytes: int) -> None:
+    """Limit memory; forbid files, core dumps and new privileges."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
+    if sys.platform == "linux":
+        libc = ctypes.CDLL(None)
+        libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)  # a core pattern with a pipe ignores RLIMIT_CORE
+        libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+
+
+def _allow_cpu(seconds: int) -> None:
+    """Grant some more processor time from now on; SIGXCPU ends the process past it."""
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    used = int(usage.ru_utime + usage.ru_stime) + 1
+    _, hard = resource.getrlimit(resource.RLIMIT_CPU)
+    resource.setrlimit(resource.RLIMIT_CPU, (used + seconds, hard))
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]))
