@@ -8,10 +8,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from medqua.core.quantum.ansatz import Ansatz as Ansatz
+    from medqua.core.quantum.bottleneck import VariationalBottleneck as VariationalBottleneck
     from medqua.core.vision.image import ImageSpec as ImageSpec
     from medqua.core.vision.image import read_image as read_image
 
 _HOME: dict[str, str] = {
+    "Ansatz": "medqua.core.quantum.ansatz",
+    "VariationalBottleneck": "medqua.core.quantum.bottleneck",
     "ImageSpec": "medqua.core.vision.image",
     "read_image": "medqua.core.vision.image",
 }

@@ -1,0 +1,65 @@
+"""What an engine is: parameters in, one program for each depth out.
+
+    compile(theta, depths) -> {depth: program};  program(angles) -> <Z_i>
+
+What depends on the parameters alone (a table, a unitary) is worked out once by `compile`, however
+many tokens follow. To add an engine, implement `Engine`, name it in `ENGINES`, and pass the
+conformance suite, which runs over that table.
+"""
+
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from typing import Protocol, runtime_checkable
+
+from jaxtyping import Float
+from torch import Tensor
+
+from medqua.core.errors import ConfigError
+from medqua.core.quantum.ansatz import Ansatz
+
+
+@runtime_checkable
+class Program(Protocol):
+    """The circuit of one depth with its parameters bound."""
+
+    def __call__(self, angles: Float[Tensor, "tokens n_qubits"], /) -> Tensor:
+        """Return <Z_i>, `[tokens, n_qubits]`, in the dtype and on the device of `angles`.
+
+        `angles` (radian) are float32 or float64. Differentiable in them and in the parameters.
+        """
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """A way to evaluate the circuit exactly."""
+
+    def __init__(self, ansatz: Ansatz) -> None:
+        """Take the circuit; holds no state that depends on parameters."""
+
+    def compile(
+        self, theta: Float[Tensor, "max_depth n_qubits 3"], depths: Sequence[int]
+    ) -> Mapping[int, Program]:
+        """Return a program for each of `depths` (all at least 1), in the dtype of `theta`."""
+
+
+ENGINES = {
+    "fourier": "medqua.core.quantum.fourier:FourierEngine",
+    "dense": "medqua.core.quantum.dense:DenseEngine",
+    "cudaq": "medqua.core.quantum.runtime:CudaqEngine",
+}
+"""Engine name -> where it is defined; loaded when first asked for."""
+
+
+def make_engine(name: str, ansatz: Ansatz) -> Engine:
+    """Return the engine called `name` for one circuit.
+
+    Raises:
+        ConfigError: No engine has this name.
+    """
+    if name not in ENGINES:
+        raise ConfigError(
+            f"engine is {name!r}: choose one of 'auto', {', '.join(map(repr, ENGINES))}"
+        )
+    module, _, attribute = ENGINES[name].partition(":")
+    engine: Engine = getattr(import_module(module), attribute)(ansatz)
+    return engine

@@ -1,0 +1,159 @@
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from medqua.core import VariationalBottleneck
+from medqua.core.errors import ConfigError, ShapeError
+
+ENGINES = ("fourier", "dense")
+
+
+@pytest.fixture(params=ENGINES)
+def bottleneck(request):
+    torch.manual_seed(0)
+    return VariationalBottleneck(4, 3, engine=request.param)
+
+
+def random_angles(tokens, n=4, dtype=torch.float32):
+    return torch.rand(tokens, n, dtype=dtype).mul(2).sub(1).mul(torch.pi)
+
+
+def test_depth_zero_is_the_cosine(bottleneck):
+    angles = random_angles(5)
+    torch.testing.assert_close(bottleneck(angles, 0), angles.cos())
+
+
+def test_values_are_expectations(bottleneck):
+    assert bottleneck(random_angles(200), 3).abs().max() <= 1 + 1e-6
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    engine=st.sampled_from(ENGINES),
+    depths=st.lists(st.integers(0, 3), max_size=12),
+    shuffle=st.randoms(use_true_random=False),
+)
+def test_mixed_depths_equal_each_token_alone_in_any_order(engine, depths, shuffle):
+    bottleneck = VariationalBottleneck(3, 3, engine=engine)
+    angles = random_angles(len(depths), 3, torch.float64)
+    mixed = bottleneck(angles, torch.tensor(depths, dtype=torch.int64))
+    for row, depth in enumerate(depths):
+        alone = bottleneck(angles[row : row + 1], depth)[0]
+        torch.testing.assert_close(mixed[row], alone, rtol=0, atol=1e-12)
+    order = list(range(len(depths)))
+    shuffle.shuffle(order)
+    permuted = bottleneck(angles[order], torch.tensor(depths, dtype=torch.int64)[order])
+    torch.testing.assert_close(permuted, mixed[order], rtol=0, atol=1e-12)
+
+
+def test_gradients_reach_angles_and_live_parameters_of_every_depth(bottleneck):
+    angles = random_angles(8).requires_grad_()
+    bottleneck(angles, torch.arange(8) % 4).square().sum().backward()
+    assert angles.grad.abs().min() > 0
+    assert bottleneck.theta.grad[:, :, :2].abs().min() > 0
+    assert bottleneck.theta.grad[:2, :, 2].abs().min() > 0
+    assert not bottleneck.theta.grad[-1, :, 2].any()
+
+
+def test_the_dead_rotation_starts_at_zero_and_training_leaves_it_there(bottleneck):
+    optimiser = torch.optim.AdamW(bottleneck.parameters(), lr=0.1, weight_decay=0.1)
+    for _ in range(3):
+        bottleneck(random_angles(4), 3).sum().backward()
+        optimiser.step()
+    assert not bottleneck.theta[-1, :, 2].any()
+
+
+@pytest.mark.parametrize("depth", [2, torch.zeros(0, dtype=torch.int64)])
+def test_no_token_still_gives_every_parameter_a_gradient(bottleneck, depth):
+    angles = torch.zeros(0, 4, requires_grad=True)
+    z = bottleneck(angles, depth)
+    assert z.shape == (0, 4)
+    z.sum().backward()
+    assert angles.grad.shape == (0, 4)
+    assert not bottleneck.theta.grad.any()
+
+
+def test_depth_zero_alone_still_gives_every_parameter_a_gradient(bottleneck):
+    bottleneck(random_angles(3), 0).sum().backward()
+    assert not bottleneck.theta.grad.any()
+
+
+def test_autocast_and_bfloat16_keep_float32_inside(bottleneck):
+    angles = random_angles(6)
+    expected = bottleneck(angles, 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = bottleneck(angles, 3)
+    assert inside.dtype == torch.float32
+    assert torch.equal(inside, expected)
+    low = bottleneck(angles.bfloat16(), 3)
+    assert low.dtype == torch.float32
+    assert torch.equal(low, bottleneck(angles.bfloat16().float(), 3))
+
+
+def test_float64_angles_give_float64(bottleneck):
+    assert bottleneck(random_angles(2, dtype=torch.float64), 1).dtype == torch.float64
+
+
+@pytest.mark.parametrize("copier", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+def test_copies_compute_the_same(bottleneck, copier):
+    angles = random_angles(3)
+    twin = copier(bottleneck)
+    assert torch.equal(twin(angles, 3), bottleneck(angles, 3))
+    with torch.no_grad():
+        twin.theta.add_(1)
+    assert not torch.equal(twin(angles, 3), bottleneck(angles, 3))
+
+
+def test_state_dict_is_theta_alone_and_loads(bottleneck):
+    assert list(bottleneck.state_dict()) == ["theta"]
+    buffer = io.BytesIO()
+    torch.save(bottleneck.state_dict(), buffer)
+    buffer.seek(0)
+    twin = VariationalBottleneck(4, 3, engine="dense")
+    twin.load_state_dict(torch.load(buffer, weights_only=True))
+    assert torch.equal(twin.theta, bottleneck.theta)
+
+
+def test_second_derivatives_are_right_or_refused():
+    bottleneck = VariationalBottleneck(2, 1, engine="dense")
+    angles = random_angles(1, 2, torch.float64).requires_grad_()
+    assert torch.autograd.gradgradcheck(lambda a: bottleneck(a, 1), angles)
+
+
+@pytest.mark.parametrize(
+    ("angles", "depth", "message"),
+    [
+        (torch.zeros(3, 5), 1, r"needs floating point \[tokens, 4\]"),
+        (torch.zeros(4), 1, r"shape \[4\]"),
+        (torch.zeros(2, 4, dtype=torch.int64), 1, "int64"),
+        (torch.zeros(2, 4), 4, r"depth is 4: the bottleneck has circuits of 0\.\.3"),
+        (torch.zeros(2, 4), -1, "depth is -1"),
+        (torch.zeros(2, 4), torch.tensor([0, 4]), r"1 of 2 depths are outside 0\.\.3"),
+        (torch.zeros(2, 4), torch.tensor([-1, -7]), "2 of 2 depths"),
+        (torch.zeros(2, 4), torch.tensor([1]), "one int64 depth for each of the 2 tokens"),
+        (torch.tensor([[0.0, 0.0, torch.nan, 0.0]]), 2, "angles hold NaN or infinity"),
+        (torch.tensor([[0.0, torch.inf, 0.0, 0.0]]), torch.tensor([1]), "NaN or infinity"),
+    ],
+)
+def test_bad_input_is_refused(angles, depth, message):
+    with pytest.raises(ShapeError, match=message):
+        VariationalBottleneck(4, 3)(angles, depth)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"engine": "quantum"}, "engine is 'quantum': choose one of 'auto', 'fourier'"),
+        ({"target": "nvidia"}, "target is 'nvidia'"),
+        ({"shots": 100}, "shots is 100: this version is exact"),
+        ({"entangler": "star"}, "entangler is 'star'"),
+    ],
+)
+def test_bad_options_are_refused(options, message):
+    with pytest.raises(ConfigError, match=message):
+        VariationalBottleneck(4, 3, **options)

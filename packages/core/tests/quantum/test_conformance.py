@@ -1,0 +1,208 @@
+"""Every engine against numpy statevectors, CUDA-Q `observe` and `get_unitary`, PennyLane.
+
+The suite runs over `ENGINES`: an engine that is added there is tested here.
+"""
+
+import warnings
+
+import numpy as np
+import pennylane as qml
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from medqua.core.quantum.ansatz import Ansatz
+from medqua.core.quantum.dense import DenseEngine
+from medqua.core.quantum.engine import ENGINES, make_engine
+from medqua.core.quantum.runtime import CudaqEngine
+
+PAULIS = {
+    "rx": np.array([[0, 1], [1, 0]]),
+    "ry": np.array([[0, -1j], [1j, 0]]),
+    "rz": np.array([[1, 0], [0, -1]]),
+}
+FAST = [name for name in ENGINES if name != "cudaq"]
+
+
+def numpy_columns(gates, columns, phi, theta):
+    """Apply gates to the columns of `[2^n, m]` in float64, one axis of a tensor at a time."""
+    n = len(columns).bit_length() - 1
+    state = np.asarray(columns, dtype=complex).reshape(*[2] * n, -1)
+    for gate in gates:
+        if gate.name == "cx":
+            control, target = gate.qubits
+            one = [slice(None)] * n
+            one[control] = 1
+            state[tuple(one)] = np.flip(state[tuple(one)], target - (control < target)).copy()
+        else:
+            angle = (phi if len(gate.parameter) == 1 else theta)[gate.parameter]
+            matrix = np.cos(angle / 2) * np.eye(2) - 1j * np.sin(angle / 2) * PAULIS[gate.name]
+            state = np.moveaxis(np.tensordot(matrix, state, (1, gate.qubits[0])), 0, gate.qubits[0])
+    return state.reshape(2**n, -1)
+
+
+def numpy_expectations(ansatz, angles, theta, depth):
+    n = ansatz.n_qubits
+    signs = np.array([[1 - 2 * (s >> (n - 1 - i) & 1) for i in range(n)] for s in range(2**n)])
+    zero = np.eye(2**n)[:, :1]
+    states = [numpy_columns(ansatz.gates(depth), zero, phi, theta) for phi in angles]
+    return np.array([np.abs(state[:, 0]) ** 2 @ signs for state in states])
+
+
+def pennylane_circuit(ansatz, depth):
+    device = qml.device("default.qubit", wires=ansatz.n_qubits)
+
+    @qml.qnode(device, interface="torch", diff_method="backprop")
+    def circuit(phi, theta):
+        for gate in ansatz.gates(depth):
+            if gate.name == "cx":
+                qml.CNOT(gate.qubits)
+            else:
+                source = phi if len(gate.parameter) == 1 else theta
+                getattr(qml, gate.name.upper())(source[gate.parameter], wires=gate.qubits)
+        return [qml.expval(qml.PauliZ(i)) for i in range(ansatz.n_qubits)]
+
+    return lambda phi, theta: torch.stack(list(circuit(phi, theta)))
+
+
+@st.composite
+def circuits(draw, max_qubits=8, max_depth=6):
+    ansatz = Ansatz(
+        draw(st.integers(2, max_qubits)),
+        draw(st.integers(1, max_depth)),
+        encoding=draw(st.sampled_from(("ry", "rx"))),
+        entangler=draw(st.sampled_from(("ring", "line", "all", "none"))),
+    )
+    depth = draw(st.integers(1, ansatz.max_depth))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
+    angles = torch.rand(3, ansatz.n_qubits, generator=generator, dtype=torch.float64)
+    theta = torch.rand(ansatz.theta_shape, generator=generator, dtype=torch.float64)
+    return ansatz, depth, (2 * angles - 1) * torch.pi, (2 * theta - 1) * torch.pi
+
+
+def evaluate(name, ansatz, depth, angles, theta):
+    return make_engine(name, ansatz).compile(theta, (depth,))[depth](angles)
+
+
+def gradients(function, *inputs):
+    inputs = [value.clone().requires_grad_() for value in inputs]
+    value = function(*inputs)
+    weights = torch.linspace(-1, 1.5, value.numel(), dtype=value.dtype).view_as(value)
+    return torch.autograd.grad((value * weights).sum(), inputs)
+
+
+def close(tolerance):
+    return {"rtol": 0.0, "atol": tolerance}
+
+
+@pytest.mark.parametrize("name", FAST)
+@settings(max_examples=25, deadline=None)
+@given(case=circuits())
+def test_engine_equals_numpy_in_float64(name, case):
+    ansatz, depth, angles, theta = case
+    expected = numpy_expectations(ansatz, angles.numpy(), theta.numpy(), depth)
+    np.testing.assert_allclose(evaluate(name, *case), expected, **close(1e-10))
+
+
+@pytest.mark.parametrize("name", FAST)
+@settings(max_examples=25, deadline=None)
+@given(case=circuits())
+def test_engine_in_float32_equals_float64_to_1e_6(name, case):
+    ansatz, depth, angles, theta = case
+    value = evaluate(name, ansatz, depth, angles.float(), theta.float())
+    assert value.dtype == torch.float32
+    expected = evaluate(name, ansatz, depth, angles.float().double(), theta.float().double())
+    torch.testing.assert_close(value.double(), expected, **close(1e-6))
+
+
+@pytest.mark.parametrize("name", FAST)
+@settings(max_examples=10, deadline=None)
+@given(case=circuits(max_qubits=5))
+def test_engine_cudaq_kernel_and_pennylane_agree_in_value_and_gradient(name, case):
+    ansatz, depth, angles, theta = case
+    engine = evaluate(name, *case)
+    kernel = evaluate("cudaq", *case)
+    pennylane = pennylane_circuit(ansatz, depth)
+    reference = torch.stack([pennylane(phi, theta) for phi in angles])
+    torch.testing.assert_close(engine, kernel, **close(1e-10))
+    torch.testing.assert_close(engine, reference, **close(1e-10))
+
+    ours = gradients(lambda a, t: evaluate(name, ansatz, depth, a, t), angles, theta)
+    theirs = gradients(lambda a, t: torch.stack([pennylane(p, t) for p in a]), angles, theta)
+    for got, expected in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(got, expected, **close(1e-8))
+
+    single = gradients(
+        lambda a, t: evaluate(name, ansatz, depth, a, t), angles.float(), theta.float()
+    )
+    for got, expected in zip(single, theirs, strict=True):
+        torch.testing.assert_close(got.double(), expected, **close(1e-5))
+
+
+@settings(max_examples=15, deadline=None)
+@given(case=circuits())
+def test_cudaq_kernel_equals_numpy(case):
+    ansatz, depth, angles, theta = case
+    expected = numpy_expectations(ansatz, angles[:1].numpy(), theta.numpy(), depth)
+    value = evaluate("cudaq", ansatz, depth, angles[:1], theta)
+    np.testing.assert_allclose(value, expected, **close(1e-10))
+
+
+@settings(max_examples=4, deadline=None)
+@given(case=circuits(max_qubits=3, max_depth=2))
+def test_cudaq_kernel_trains_by_parameter_shift(case):
+    ansatz, depth, angles, theta = case
+    ours = gradients(lambda a, t: evaluate("cudaq", ansatz, depth, a, t), angles[:2], theta)
+    theirs = gradients(lambda a, t: evaluate("dense", ansatz, depth, a, t), angles[:2], theta)
+    for got, expected in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(got, expected, **close(1e-9))
+
+
+@settings(max_examples=15, deadline=None)
+@given(case=circuits(max_qubits=6))
+def test_unitary_of_dense_cudaq_and_numpy_agree(case):
+    ansatz, depth, _, theta = case
+    kernel = CudaqEngine(ansatz).unitary(theta.numpy(), depth)
+    identity = np.eye(2**ansatz.n_qubits)
+    expected = numpy_columns(ansatz.layers(depth), identity, None, theta.numpy())
+    phase = np.vdot(expected, kernel)
+    np.testing.assert_allclose(kernel, expected * phase / abs(phase), **close(1e-10))
+    if ansatz.encoding == "ry":  # the rx encoding is folded into the dense unitary
+        dense = DenseEngine(ansatz).compile(theta, (depth,))[depth].unitary
+        np.testing.assert_allclose(dense, expected, **close(1e-10))
+
+
+@pytest.mark.parametrize("name", ENGINES)
+@settings(max_examples=10, deadline=None)
+@given(case=circuits(max_qubits=3, max_depth=2))
+def test_dead_parameters_change_nothing_and_get_no_gradient(name, case):
+    ansatz, depth, angles, theta = case
+    index = tuple(torch.tensor(ansatz.dead(depth)).T)
+    changed = theta.clone()
+    changed[index] += 1.0
+    torch.testing.assert_close(
+        evaluate(name, *case), evaluate(name, ansatz, depth, angles, changed), **close(1e-12)
+    )
+    _, gradient = gradients(lambda a, t: evaluate(name, ansatz, depth, a, t), angles[:1], theta)
+    assert not gradient[index].any()
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_depth_one_without_entangler_is_a_product_of_bloch_rotations(name):
+    ansatz = Ansatz(2, 1, entangler="none")
+    theta = torch.tensor([[[0.3, -1.1, 0.0], [2.0, 0.4, 0.0]]], dtype=torch.float64)
+    angles = torch.tensor([[0.7, -2.2]], dtype=torch.float64)
+    (a, b), phi = theta[0, :, :2].unbind(-1), angles[0]
+    expected = b.cos() * a.cos() * phi.cos() - b.sin() * phi.sin()
+    torch.testing.assert_close(evaluate(name, ansatz, 1, angles, theta)[0], expected)
+
+
+def test_cudaq_is_loaded_without_a_warning():
+    import importlib
+
+    from medqua.core.quantum import kernels
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        importlib.reload(kernels)
