@@ -8,12 +8,22 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from medqua.core.adapter.config import QuasarConfig as QuasarConfig
+    from medqua.core.adapter.model import QuasarModel as QuasarModel
+    from medqua.core.adapter.placement import find_decoder_layers as find_decoder_layers
+    from medqua.core.adapter.router import EntropyRouter as EntropyRouter
+    from medqua.core.adapter.shadow import ClassicalShadow as ClassicalShadow
     from medqua.core.quantum.ansatz import Ansatz as Ansatz
     from medqua.core.quantum.bottleneck import VariationalBottleneck as VariationalBottleneck
     from medqua.core.vision.image import ImageSpec as ImageSpec
     from medqua.core.vision.image import read_image as read_image
 
 _HOME: dict[str, str] = {
+    "ClassicalShadow": "medqua.core.adapter.shadow",
+    "EntropyRouter": "medqua.core.adapter.router",
+    "QuasarConfig": "medqua.core.adapter.config",
+    "QuasarModel": "medqua.core.adapter.model",
+    "find_decoder_layers": "medqua.core.adapter.placement",
     "Ansatz": "medqua.core.quantum.ansatz",
     "VariationalBottleneck": "medqua.core.quantum.bottleneck",
     "ImageSpec": "medqua.core.vision.image",

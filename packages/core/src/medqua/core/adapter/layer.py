@@ -1,0 +1,266 @@
+"""The Quasar layer: a decoder layer followed by the dual path of section 3.3 (Eq. 7-9)."""
+
+import math
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Float32, Int64
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+
+from medqua.core.adapter.config import QuasarConfig
+from medqua.core.adapter.router import EntropyRouter, Routed
+from medqua.core.adapter.shadow import ClassicalShadow
+from medqua.core.adapter.tokens import align, current_masks
+from medqua.core.errors import ConfigError
+from medqua.core.quantum.bottleneck import VariationalBottleneck
+from medqua.core.quantum.complexity import DepthPolicy
+
+
+class QuasarBlock(nn.Module):
+    """One adapter on one decoder layer: `H' = H + gamma F` (Eq. 8-9).
+
+    Router -> { gather, bottleneck, Linear(n_q -> D), scatter | shadow } -> fusion:
+    `g^ = (1 - eps) g + eps`, `F = LN(Drop(g^ H_q + (1 - g^) H_cls))`.
+
+    Parameters and arithmetic are float32 whatever the backbone's dtype, and stay so under
+    `model.to(torch.bfloat16)`; only `gamma F` is cast to the dtype of H. Nothing here asks the
+    host for a token: the one synchronisation is the number of selected tokens. The whole graph
+    runs when that number is 0, so that every rank of a distributed run reduces the same gradients.
+
+    Args:
+        hidden_size: D, width of the hidden states.
+        config: The adapter's configuration.
+    """
+
+    def __init__(self, hidden_size: int, config: QuasarConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.router = EntropyRouter(
+            hidden_size,
+            target_ratio=config.target_ratio,
+            entropy=config.entropy,
+            scope=config.scope,
+            routing=config.routing,
+            relaxation=config.relaxation,
+            ema_decay=config.ema_decay,
+            threshold_range=config.threshold_range,
+            temperature=config.temperature,
+            gumbel=(config.gumbel_temperature, config.gumbel_floor, config.gumbel_decay),
+        )
+        self.shadow = ClassicalShadow(
+            hidden_size, rank=config.rank, alpha=config.alpha, dropout=config.dropout
+        )
+        self.encoder = nn.Linear(hidden_size, config.n_qubits)
+        self.depth = DepthPolicy(config.max_depth, mode=config.depth)
+        self.bottleneck = VariationalBottleneck(
+            config.n_qubits,
+            config.max_depth,
+            entangler=config.entangler,
+            engine=config.engine,
+            shots=config.shots,
+            seed=config.seed,
+            target=config.target,
+        )
+        self.proj = nn.Linear(config.n_qubits, hidden_size)
+        self.norm = nn.LayerNorm(hidden_size, eps=config.norm_eps)
+        self.dropout = nn.Dropout(config.dropout)
+        self.gamma = nn.Parameter(torch.tensor(float(config.gamma_init)))
+        self.routed: Routed | None = None
+        self.counts: Tensor | None = None
+        self._signals: Tensor | None = None
+        self._first_step = True
+
+    def forward(
+        self, hidden_states: Float[Tensor, "batch tokens hidden"]
+    ) -> Float[Tensor, "batch tokens hidden"]:
+        """Return `gamma F`, of the shape and dtype of `hidden_states`.
+
+        Raises:
+            ConfigError: `route="visual"`, and the caller's inputs do not tell visual tokens.
+        """
+        with torch.autocast(hidden_states.device.type, enabled=False):
+            x = hidden_states.float()
+            routed = self.router(x, self._active(x))
+            quantum, depth = self._quantum_path(x, routed.mask)
+            weight = ((1 - self.config.epsilon) * routed.gate + self.config.epsilon).unsqueeze(-1)
+            mixed = weight * quantum + (1 - weight) * self.shadow(x)
+            fused: Tensor = self.gamma * self.norm(self.dropout(mixed))
+        # Kept for Eq. 10-11 while training only, so that inference holds no graph.
+        self.routed = routed if self.training and torch.is_grad_enabled() else None
+        self._count(routed, depth)
+        return fused.to(hidden_states.dtype)
+
+    def _quantum_path(
+        self, x: Float32[Tensor, "batch tokens hidden"], mask: Bool[Tensor, "batch tokens"]
+    ) -> tuple[Float32[Tensor, "batch tokens hidden"], Int64[Tensor, " n"]]:
+        """H_q of Eq. 8, zero where a token was not selected, and the depths of the selected."""
+        flat = x.reshape(-1, x.shape[-1])  # [B T, D]
+        index = mask.reshape(-1).nonzero().squeeze(1)  # [N]
+        selected = flat.index_select(0, index)  # [N, D]
+        self._gather_signals(selected)
+        depth, probability = self.depth(selected)
+        z = self.bottleneck(self._angles(selected), depth)  # [N, n_q]
+        # Forward z at the chosen depth; the gradient of the choice goes to its probability.
+        z = z * (probability + (1 - probability).detach()).unsqueeze(-1)
+        scattered = flat.new_zeros(flat.shape).index_copy(0, index, self.proj(z))
+        return scattered.reshape(x.shape), depth
+
+    def _angles(self, selected: Float32[Tensor, "n hidden"]) -> Float32[Tensor, "n qubits"]:
+        """The angles phi = clip(Linear(x), -pi, pi), in radians."""
+        if self.config.encoding == "rms":
+            mean_square = selected.square().mean(-1, keepdim=True)
+            selected = selected * torch.rsqrt(mean_square + 1e-12)
+        angles: Tensor = self.encoder(selected)
+        return angles.clamp(-math.pi, math.pi)
+
+    def take_statistics(self) -> Float32[Tensor, "11"]:
+        """What `update` needs of the training forwards since the last call; ranks add theirs up.
+
+        The router's two sums, then the count of selected tokens, the sums of their complexity
+        signals and of the squares of those (before the first optimiser step only).
+        """
+        signals, self._signals = self._signals, None
+        if signals is None:
+            signals = torch.zeros(9, device=self.router.steps.device)
+        return torch.cat([self.router.take_statistic(), signals])
+
+    @torch.no_grad()
+    def update(self, statistics: Float32[Tensor, "11"]) -> None:
+        """Move the threshold (Eq. 6); at the first step also standardise the depth policy.
+
+        The policy reads logarithms of moments (Eq. 2), whose location and spread differ between
+        backbones and layers: without this every token of a real backbone gets the same depth.
+        """
+        if self.config.depth == "adaptive":
+            count, total, squares = statistics[2], statistics[3:7], statistics[7:11]
+            mean = total / count
+            deviation = (squares / count - mean.square()).clamp(min=1e-6).sqrt()
+            usable = (self.router.steps == 0) & (count > 1)
+            self.depth.shift.copy_(torch.where(usable, mean, self.depth.shift))
+            self.depth.scale.copy_(torch.where(usable, deviation, self.depth.scale))
+        self.router.update_threshold(statistics[:2])
+        self._first_step = False
+
+    @torch.no_grad()
+    def _gather_signals(self, selected: Float32[Tensor, "n hidden"]) -> None:
+        if not (self.training and self._first_step and self.config.depth == "adaptive"):
+            return
+        signals = self.depth.rescaled(selected)
+        count = torch.full((1,), len(selected), dtype=torch.float32, device=signals.device)
+        sums = torch.cat([count, signals.sum(0), signals.square().sum(0)])
+        self._signals = sums if self._signals is None else self._signals + sums
+
+    def _active(
+        self, x: Float32[Tensor, "batch tokens hidden"]
+    ) -> Bool[Tensor, "batch tokens"] | None:
+        batch, tokens, _ = x.shape
+        masks = current_masks()
+        real = align(masks.real, batch, tokens)
+        if self.config.route == "all":
+            return real
+        visual = align(masks.visual, batch, tokens)
+        if visual is None:
+            raise ConfigError(
+                "route='visual', but neither input_ids nor mm_token_type_ids reached the model: "
+                "pass input_ids through the whole model, or choose route='all'"
+            )
+        return visual if real is None else visual & real
+
+    @torch.no_grad()
+    def _count(self, routed: Routed, depth: Int64[Tensor, " n"]) -> None:
+        """Add up (active tokens, routed tokens, their depths) where the tensors are: no sync."""
+        sums = torch.stack([routed.active.sum(), routed.mask.sum(), depth.sum()])
+        self.counts = sums if self.counts is None else self.counts.to(sums.device) + sums
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "QuasarBlock":
+        """Move with the model, but never to half precision: routes would change."""
+
+        def keep_single(tensor: Tensor) -> Tensor:
+            moved: Tensor = fn(tensor)
+            halved = moved.dtype in (torch.float16, torch.bfloat16)
+            return tensor.to(moved.device) if halved else moved
+
+        super()._apply(keep_single, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles leave the last forward's graph behind."""
+        return {**self.__dict__, "routed": None}
+
+
+class QuasarLayer(nn.Module, BaseTunerLayer):
+    """A decoder layer with the adapters attached to it, by name.
+
+    The decoder layer runs unchanged; the residuals of the active adapters are added to its hidden
+    states. A plain module on purpose: with gradient checkpointing the decoder layer inside is
+    recomputed and the adapter runs once. Attributes that it lacks are the decoder layer's.
+
+    Args:
+        base_layer: The decoder layer; returns hidden states, alone or first in a tuple.
+        layer_name: Its qualified name in the backbone, which diagnostics go by.
+    """
+
+    adapter_layer_names = ("quasar_block",)
+    other_param_names = ()
+
+    def __init__(self, base_layer: nn.Module, layer_name: str) -> None:
+        super().__init__()
+        self.layer_name = layer_name
+        self.base_layer = base_layer
+        self.quasar_block = nn.ModuleDict()
+        self._disable_adapters = False
+        self._active_adapter: str | list[str] = []
+        self.merged_adapters: list[str] = []
+
+    def add_block(self, adapter_name: str, hidden_size: int, config: QuasarConfig) -> None:
+        """Attach a new adapter, on the device of the decoder layer and trainable or not as told."""
+        block = QuasarBlock(hidden_size, config)
+        block.to(_device_of(self.base_layer))
+        block.train(self.base_layer.training)
+        self.quasar_block[adapter_name] = block
+
+    def active_blocks(self) -> list[QuasarBlock]:
+        """The blocks that take part in the forward pass."""
+        if self.disable_adapters:
+            return []
+        blocks = (self.quasar_block[n] for n in self.active_adapters if n in self.quasar_block)
+        return [block for block in blocks if isinstance(block, QuasarBlock)]
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the decoder layer, then add `gamma F` to its hidden states."""
+        output = self.base_layer(*args, **kwargs)
+        hidden_states = output[0] if isinstance(output, tuple) else output
+        adapted = hidden_states
+        for block in self.active_blocks():
+            adapted = adapted + block(hidden_states)
+        return (adapted, *output[1:]) if isinstance(output, tuple) else adapted
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Refuse: see `QuasarModel`."""
+        raise ConfigError(MERGE_REFUSED)
+
+    def __getattr__(self, name: str) -> Any:
+        """Fall back on the decoder layer, whose attributes the model around it reads."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "base_layer":
+                raise
+            return getattr(self.base_layer, name)
+
+
+MERGE_REFUSED = (
+    "a Quasar adapter cannot be merged into the backbone: it routes tokens and measures a circuit, "
+    "which no weight matrix expresses. Keep the adapter attached, or call unload() to get the "
+    "backbone back without it"
+)
+
+
+def _device_of(module: nn.Module) -> torch.device:
+    """Where a decoder layer runs, also when its weights are offloaded."""
+    hook = getattr(module, "_hf_hook", None)
+    device = getattr(hook, "execution_device", None)
+    if device is not None:
+        return torch.device(device)
+    return next((p.device for p in module.parameters()), torch.device("cpu"))
