@@ -1,0 +1,182 @@
+"""`medqua-train`: train and evaluate on MIMIC-CXR, ChestMNIST, a folder of one's own, or phantoms.
+
+hatch run train:mimic                                   # synthetic radiographs, no download
+hatch run train:mimic data.root=/data/mimic-cxr-jpg data.workers=8 data.keep_in_memory=false
+NPROC=2 hatch run train:folder data.root=../images optim.epochs=20
+torchrun --nproc-per-node=4 -m medqua.train chestmnist data.root=. data.download=true
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from medqua.core.console import run as run_app
+
+app = typer.Typer(
+    help="Train and evaluate MedQua.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+)
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[KEY=VALUE]...", help="Values of the recipe, for instance `optim.epochs=5`."
+    ),
+]
+Output = Annotated[
+    str | None, typer.Option(help="Run folder; `runs/NAME-TIME` by default.", metavar="DIR")
+]
+RecipeFile = Annotated[
+    Path | None, typer.Option("--recipe", help="A TOML recipe of your own.", metavar="FILE")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print metrics.json; talk on stderr.")]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Go on from the last checkpoint in --output.")
+]
+Debug = Annotated[bool, typer.Option("--debug", help="Show a traceback on an error.")]
+
+
+@app.command()
+def mimic(
+    overrides: Overrides = None,
+    output: Output = None,
+    recipe: RecipeFile = None,
+    as_json: AsJson = False,
+    resume: Resume = False,
+    debug: Debug = False,
+) -> None:
+    """Train on MIMIC-CXR-JPG, or on phantoms in its layout when no root is given.
+
+    Examples:
+        medqua-train mimic
+
+        medqua-train mimic data.root=/data/mimic-cxr-jpg data.keep_in_memory=false data.workers=8
+
+        medqua-train mimic data.root=/data data.source=dicom data.uncertain=ones --output runs/a
+    """
+    _train("mimic", recipe, overrides, output, as_json=as_json, resume=resume)
+
+
+@app.command()
+def chestmnist(
+    overrides: Overrides = None,
+    output: Output = None,
+    recipe: RecipeFile = None,
+    as_json: AsJson = False,
+    resume: Resume = False,
+    debug: Debug = False,
+) -> None:
+    """Train on ChestMNIST of 28, 64, 128 or 224 pixels.
+
+    Examples:
+        medqua-train chestmnist data.root=data data.download=true
+
+        medqua-train chestmnist data.root=data/chestmnist_224.npz data.pixels=224
+    """
+    _train("chestmnist", recipe, overrides, output, as_json=as_json, resume=resume)
+
+
+@app.command()
+def folder(
+    overrides: Overrides = None,
+    output: Output = None,
+    recipe: RecipeFile = None,
+    as_json: AsJson = False,
+    resume: Resume = False,
+    debug: Debug = False,
+) -> None:
+    """Train on a folder of images with a table of labels, split by patient.
+
+    Examples:
+        medqua-train folder data.root=images
+
+        medqua-train folder data.root=images data.table=truth.csv data.columns.patient=person
+    """
+    _train("folder", recipe, overrides, output, as_json=as_json, resume=resume)
+
+
+@app.command()
+def phantoms(
+    overrides: Overrides = None,
+    output: Output = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Write synthetic chest radiographs in the layout of MIMIC-CXR-JPG; they are no patients.
+
+    Examples:
+        medqua-train phantoms --output data/phantoms patients=200 seed=1
+    """
+    from medqua.core.errors import ConfigError
+    from medqua.train.phantoms import NOTICE, generate
+    from medqua.train.recipe import MimicData, load_recipe
+
+    keys = [f"data.phantoms.{override}" for override in overrides or ()]
+    data = load_recipe("mimic", keys).data
+    if not isinstance(data, MimicData):
+        raise ConfigError("the recipe mimic is not one of MIMIC data")
+    root = Path(output or "phantoms")
+    if root.exists() and (not root.is_dir() or any(root.iterdir())):
+        raise ConfigError(f"{root} exists: give another --output")
+    console = Console(stderr=as_json)
+    console.print(f"{NOTICE}. Writing {data.phantoms.patients:,} of them to {root}")
+    if root.exists():
+        root.rmdir()
+    generate(data.phantoms, root)
+    if as_json:
+        print(json.dumps({"root": str(root), "patients": data.phantoms.patients}))
+
+
+def _train(
+    name: str,
+    own: Path | None,
+    overrides: list[str] | None,
+    output: str | None,
+    *,
+    as_json: bool,
+    resume: bool,
+) -> None:
+    """Do a run and show its figures."""
+    from medqua.core.errors import ConfigError
+    from medqua.train import distributed
+    from medqua.train.display import result_tables
+    from medqua.train.recipe import load_recipe
+    from medqua.train.record import new_folder
+    from medqua.train.run import train
+
+    recipe = load_recipe(own or name, overrides or ())
+    kind = getattr(recipe.data, "kind", "")
+    if kind != name:
+        raise ConfigError(f"{own} is a recipe of data.kind = {kind!r}: use the verb {kind}")
+    if resume and output is None:
+        raise ConfigError("--resume needs --output: the run folder to go on with")
+    distributed.start(recipe.run.threads)
+    console = Console(stderr=as_json)
+    try:
+        metrics: dict[str, Any] = train(
+            recipe, new_folder(output, recipe.name), console, resume=resume
+        )
+        if distributed.is_main():
+            if as_json:
+                print(json.dumps(metrics))
+            else:
+                for table in result_tables(metrics):
+                    console.print(table)
+    finally:
+        distributed.stop()
+
+
+def main() -> int:
+    """Entry point of the console script."""
+    return run_app(app)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

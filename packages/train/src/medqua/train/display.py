@@ -1,0 +1,128 @@
+"""What a person sees of a run: progress, then the table."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+SECONDS_BETWEEN_LINES = 15.0
+"""How often progress is printed where there is no terminal to redraw."""
+
+
+@contextmanager
+def progress(console: Console, what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar in a terminal; a line now and then elsewhere.
+
+    Yields:
+        To be called with what was done since its last call.
+    """
+    if console.is_terminal and not console.quiet:
+        bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+        )
+        with bar:
+            task = bar.add_task(what, total=total)
+            yield lambda count: bar.advance(task, count)
+        return
+    done, spoken = 0, time.monotonic()
+
+    def advance(count: int) -> None:
+        nonlocal done, spoken
+        done += count
+        if time.monotonic() - spoken >= SECONDS_BETWEEN_LINES:
+            spoken = time.monotonic()
+            console.print(f"{what}: {min(done, total):,} of {total:,}", highlight=False)
+
+    yield advance
+
+
+def log_line(console: Console, total: int, line: Mapping[str, Any]) -> None:
+    """One line of the training log."""
+    at = f"step {line.get('step', 0):>5}/{total}"
+    if "loss" in line:
+        ratios = [v for k, v in line.items() if k.endswith("activation_ratio")]
+        routed = f"  routed {sum(ratios) / len(ratios):.2f}" if ratios else ""
+        console.print(f"{at}  loss {line['loss']:.4f}{routed}", highlight=False)
+    elif "eval_macro_auroc" in line:
+        score = f"{line['eval_macro_auroc']:.4f}"
+        console.print(f"{at}  validation macro AUROC [bold]{score}[/]", highlight=False)
+
+
+def result_tables(metrics: Mapping[str, Any]) -> list[Table]:
+    """The figures of `metrics.json` for people."""
+    test, untrained = metrics["test"], metrics.get("untrained") or {}
+    labels = Table(title=f"Test split: {test['images']:,} images of {metrics['data']['source']}")
+    for name in (
+        "label",
+        "positives",
+        "AUROC",
+        "95 % interval",
+        "AUPRC",
+        "accuracy",
+        "all negative",
+    ):
+        labels.add_column(name, justify="left" if name == "label" else "right")
+    if untrained:
+        labels.add_column("untrained AUROC", justify="right")
+    for name, row in test["per_label"].items():
+        before = untrained.get("per_label", {}).get(name, {}).get("auroc")
+        labels.add_row(*_label_cells(name, row), *([_number(before)] if untrained else []))
+    labels.add_section()
+    means = {**test, "auroc": test["macro_auroc"], "auprc": test["macro_auprc"], "positives": ""}
+    means["auroc_ci95"] = test["macro_auroc_ci95"]
+    before = untrained.get("macro_auroc")
+    cells = _label_cells(f"mean of {test['labels']}", means)
+    labels.add_row(*cells, *([_number(before)] if untrained else []), style="bold")
+    routers = Table(title="Adapter")
+    for name in ("layer", "activation ratio", "threshold", "mean depth"):
+        routers.add_column(name, justify="left" if name == "layer" else "right")
+    for layer, row in metrics["router"].items():
+        routers.add_row(
+            layer, *(_number(row[key]) for key in ("activation_ratio", "threshold", "mean_depth"))
+        )
+    run = Table(title="Run", show_header=False)
+    run.add_column(justify="left")
+    run.add_column(justify="right")
+    for name, value in (
+        ("ECE / Brier", f"{_number(test['ece'])} / {_number(test['brier'])}"),
+        ("seconds per image", _number(metrics["seconds_per_image"], 5)),
+        ("trainable parameters", f"{metrics['trainable_parameters']:,}"),
+        ("training, seconds", _number(metrics["training_seconds"], 1)),
+        ("peak memory, MiB", _number(metrics["peak_memory_mib"], 0)),
+        ("images skipped", str(metrics["data"]["skipped"])),
+    ):
+        run.add_row(name, value)
+    return [labels, routers, run]
+
+
+def _label_cells(name: str, row: Mapping[str, Any]) -> list[str]:
+    interval = row["auroc_ci95"]
+    shown = "" if interval is None else f"{interval[0]:.3f} to {interval[1]:.3f}"
+    return [
+        name,
+        str(row["positives"]),
+        _number(row["auroc"]) if row["auroc"] is not None else f"none: {row.get('reason')}",
+        shown,
+        *(_number(row[key]) for key in ("auprc", "accuracy", "all_negative_accuracy")),
+    ]
+
+
+def _number(value: float | None, digits: int = 3) -> str:
+    return "" if value is None else f"{value:.{digits}f}"

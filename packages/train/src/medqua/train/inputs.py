@@ -1,0 +1,139 @@
+"""From a recipe's data section to the three splits, ready to be read."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from hashlib import blake2b
+from pathlib import Path
+
+import polars as pl
+
+from medqua.core.errors import ConfigError, DataError
+from medqua.train import distributed
+from medqua.train.data.chestmnist import fetch_chestmnist, read_chestmnist
+from medqua.train.data.dataset import RadiographDataset, image_names
+from medqua.train.data.folder import read_folder
+from medqua.train.data.images import FolderStore, ImageStore
+from medqua.train.data.manifest import SPLITS, Manifest
+from medqua.train.data.mimic import read_mimic
+from medqua.train.phantoms import phantom_tree
+from medqua.train.recipe import ChestMnistData, DataSection, FolderData, MimicData, Recipe
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A data set that is there."""
+
+    manifest: Manifest
+    """Its images, after absent ones and those beyond `data.limit` were left out."""
+
+    store: ImageStore
+    """Where they are."""
+
+    absent: tuple[str, ...] = ()
+    """Images that the tables name and that are not there (`data.skip_unreadable`)."""
+
+    synthetic: bool = False
+    """Whether the images are phantoms."""
+
+
+def open_data_set(data: DataSection, say: Say) -> DataSet:
+    """Find, check and cut down a data set.
+
+    Args:
+        data: The recipe's section.
+        say: Told what takes long or must be known.
+
+    Raises:
+        ConfigError: `data.root` is missing.
+        DataError: The data set is absent, malformed, or lacks images.
+    """
+    found = _opened(data, say)
+    absent: list[str] = []
+    if data.check_images:
+        with distributed.main_first() as main:
+            absent = found.store.absent(image_names(found.manifest.frame)) if main else []
+        absent = distributed.from_main(absent)
+    if absent and not data.skip_unreadable:
+        raise DataError(
+            f"{found.manifest.source} names {len(absent):,} images that are not there, among them "
+            f"{absent[0]}: complete the download, set data.root (or data.image_root) to where they "
+            "are, or train without them by data.skip_unreadable=true"
+        )
+    manifest = found.manifest.drop(absent) if absent else found.manifest
+    manifest = _limited(manifest, data.limit) if data.limit else manifest
+    for split in SPLITS:
+        manifest.split(split)
+    return replace(found, manifest=manifest, absent=tuple(absent))
+
+
+def make_splits(recipe: Recipe, data: DataSet) -> dict[str, RadiographDataset]:
+    """The data sets of train, validate and test."""
+    section = recipe.data
+    result = {}
+    for split in SPLITS:
+        rows = data.manifest.split(split)
+        training = split == "train"
+        result[split] = RadiographDataset(
+            image_names(rows),
+            section.policy(training=training).targets(rows.select(data.manifest.labels)),
+            data.store,
+            recipe.image,
+            augmentation=recipe.augmentation if training else None,
+            seed=recipe.run.seed,
+            skip_unreadable=section.skip_unreadable,
+        )
+    return result
+
+
+def _opened(data: DataSection, say: Say) -> DataSet:
+    """The data set as it is."""
+    root = Path(data.root).expanduser()
+    if isinstance(data, MimicData):
+        synthetic = not data.root
+        root = phantom_tree(data.phantoms, say) if synthetic else root
+        images = Path(data.image_root).expanduser() if data.image_root else root
+        manifest = read_mimic(
+            root,
+            views=data.views,
+            labels=data.labels,
+            source=data.source,
+            label_source=data.label_source,
+            test_labels=data.test_labels,
+        )
+        if synthetic:
+            manifest = replace(manifest, source=f"PHANTOMS in the layout of {manifest.source}")
+        return DataSet(manifest, FolderStore(images), synthetic=synthetic)
+    if not data.root:
+        raise ConfigError("data.root is not given: set it to the folder of the data set")
+    if isinstance(data, ChestMnistData):
+        with distributed.main_first():
+            path = fetch_chestmnist(root, data.pixels, allow_download=data.download, say=say)
+            manifest, store = read_chestmnist(path, data.pixels, check_md5=data.check_md5)
+        return DataSet(manifest, store)
+    if isinstance(data, FolderData):
+        manifest = read_folder(
+            root,
+            table=data.table,
+            columns=data.columns,
+            labels=data.labels,
+            views=data.views,
+            fractions=data.fractions,
+            seed=data.split_seed,
+            stratify=data.stratify,
+        )
+        return DataSet(manifest, FolderStore(root))
+    raise ConfigError(f"data.kind = {type(data).__name__}: no reader for it")
+
+
+def _limited(manifest: Manifest, limit: int) -> Manifest:
+    """The same images on every machine, `limit` of each split."""
+    order = [blake2b(name.encode(), digest_size=8).digest() for name in manifest.frame["image"]]
+    chosen = (
+        manifest.frame.with_columns(pl.Series("order", order, dtype=pl.Binary))
+        .with_columns(pl.col("order").rank("ordinal").over("split").alias("place"))
+        .filter(pl.col("place") <= limit)
+        .drop("order", "place")
+    )
+    return Manifest.of(chosen, manifest.source)

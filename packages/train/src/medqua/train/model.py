@@ -1,0 +1,50 @@
+"""The model of a recipe: backbone, adapter, head."""
+
+import torch
+from peft import get_peft_model
+
+from medqua.core.model.backbone import TINY, Backbone, load_backbone
+from medqua.core.model.classifier import MedQuaClassifier
+from medqua.train.recipe import Recipe
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def build_model(recipe: Recipe, n_labels: int) -> tuple[MedQuaClassifier, Backbone]:
+    """Build the classifier that a recipe describes, on the CPU.
+
+    Args:
+        recipe: The run; its seed decides every new weight.
+        n_labels: Number of logits.
+
+    Returns:
+        The classifier and the backbone that it was built on.
+
+    Raises:
+        BackboneError: The backbone cannot be loaded or adapted.
+        ConfigError: The adapter does not fit it.
+    """
+    section = recipe.backbone
+    backbone = load_backbone(
+        section.source,
+        revision=section.revision or None,
+        dtype=DTYPES[section.dtype],
+        seed=recipe.run.seed,
+        architecture=section.tiny if section.source == TINY else None,
+    )
+    torch.manual_seed(recipe.run.seed)
+    classifier = MedQuaClassifier(
+        get_peft_model(backbone.model, recipe.adapter),
+        n_labels,
+        pooling=recipe.head.pooling,
+        tune=section.tuned,
+    )
+    if section.gradient_checkpointing:
+        classifier.gradient_checkpointing_enable()
+    return classifier, backbone
+
+
+def count_parameters(model: torch.nn.Module) -> tuple[int, int]:
+    """Trainable parameters, and all of them."""
+    parameters = list(model.parameters())
+    return sum(p.numel() for p in parameters if p.requires_grad), sum(p.numel() for p in parameters)
