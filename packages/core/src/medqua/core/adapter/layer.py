@@ -214,9 +214,10 @@ class QuasarLayer(nn.Module, BaseTunerLayer):
         self.merged_adapters: list[str] = []
 
     def add_block(self, adapter_name: str, hidden_size: int, config: QuasarConfig) -> None:
-        """Attach a new adapter, on the device of the decoder layer and trainable or not as told."""
+        """Attach a new adapter, on the device of the decoder layer."""
         block = QuasarBlock(hidden_size, config)
-        block.to(_device_of(self.base_layer))
+        if not block.gamma.is_meta:  # PEFT loads into empty weights with low_cpu_mem_usage
+            block.to(_device_of(self.base_layer))
         block.train(self.base_layer.training)
         self.quasar_block[adapter_name] = block
 

@@ -1,5 +1,6 @@
 """The Quasar adapter as a PEFT tuner: inject, save, load, switch, disable, unload."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -39,8 +40,7 @@ class QuasarModel(BaseTuner):
         model: The model to adapt, changed in place.
         peft_config: One configuration, or configurations by adapter name.
         adapter_name: Name of the first adapter.
-        low_cpu_mem_usage: Create LoRA's weights on the meta device; the adapter is small and is
-            always created whole.
+        low_cpu_mem_usage: Create weights on the meta device, to be replaced by loaded ones.
         state_dict: Keys that tell where LoRA and the adapter go; unused by `get_peft_model`.
 
     Raises:
@@ -66,7 +66,9 @@ class QuasarModel(BaseTuner):
         _check_name(adapter_name)
         if config.lora is not None:
             self._inject_lora(config, adapter_name, low_cpu_mem_usage)
-        super().inject_adapter(model, adapter_name, autocast_adapter_dtype, False, state_dict)
+        super().inject_adapter(
+            model, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage, state_dict
+        )
 
     def update_thresholds(self) -> None:
         """Move the thresholds by Eq. 6: once after each optimiser step, on every rank."""
@@ -78,10 +80,15 @@ class QuasarModel(BaseTuner):
         self.active_adapter = adapter_name
 
     def delete_adapter(self, adapter_name: str) -> None:
-        """Delete an adapter and its LoRA."""
+        """Delete an adapter and its LoRA.
+
+        When it was the only active one, the first by name of those left becomes active, on all
+        layers: PEFT asks the first layer, which may never have had another.
+        """
+        active = [name for name in self.active_adapters if name != adapter_name]
         super().delete_adapter(adapter_name)
         delete_adapter(self.model, adapter_name, prefix="lora_", layer_cls=LoraLayer)
-        self.set_adapter(self.active_adapter)
+        self.set_adapter(active or sorted(self.peft_config)[:1])
 
     def _prepare_adapter_config(
         self, peft_config: PeftConfig, model_config: dict[str, Any]
@@ -172,8 +179,9 @@ class QuasarModel(BaseTuner):
         ours = f".quasar_block.{adapter_name}."
         if ours in key:
             return key.replace(ours, ".quasar_block.", 1)
+        # LoRA inside an adapted layer: which layers are adapted may differ where it is loaded.
         plain: str = super()._remove_adapter_name_from_key(key, adapter_name)
-        return plain
+        return re.sub(r"(\.\d+)\.base_layer\.(?=.*\.lora_)", r"\1.", plain)
 
 
 @contextmanager
