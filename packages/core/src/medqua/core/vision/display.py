@@ -9,7 +9,7 @@ fails on modality tables of 9 to 15 bits.
 
 from dataclasses import dataclass
 from math import isfinite
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -37,7 +37,7 @@ class LookupTable:
         return self.entries[index.astype(np.intp)].astype(np.float64)
 
     @classmethod
-    def from_item(cls, item: Dataset, *, little_endian: bool) -> Self:
+    def from_item(cls, item: Dataset, *, little_endian: bool) -> "LookupTable":
         """Read LUT Descriptor (0028,3002) and LUT Data (0028,3006).
 
         Raises:
@@ -110,7 +110,7 @@ class Grayscale:
     """Lowest and highest stored value that stand for no image (C.7.5.1.1.2): shown black."""
 
     @classmethod
-    def from_dataset(cls, ds: Dataset, *, signed: bool, bits_stored: int) -> Self:
+    def from_dataset(cls, ds: Dataset, *, signed: bool, bits_stored: int) -> "Grayscale":
         """Read the display attributes of a parsed file.
 
         Raises:

@@ -11,7 +11,7 @@ from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -87,7 +87,7 @@ class ImageSpec:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+    def from_dict(cls, data: Mapping[str, Any]) -> "ImageSpec":
         """Build a specification from `to_dict`'s result; absent fields take their default.
 
         Raises:
@@ -142,7 +142,7 @@ class Decoder:
         """End the decoding process; a later `read` starts another."""
         self._sandbox.close()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Decoder":  # noqa: PYI034  # beartype 0.22 refuses Self here
         return self
 
     def __exit__(

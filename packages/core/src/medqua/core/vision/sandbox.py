@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -77,7 +77,7 @@ class Sandbox:
             with self._lock:
                 self._stop()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Sandbox":  # noqa: PYI034  # beartype 0.22 refuses Self here
         return self
 
     def __exit__(
@@ -88,7 +88,7 @@ class Sandbox:
     ) -> None:
         self.close()
 
-    def __reduce__(self) -> tuple[type[Self], tuple[Limits]]:
+    def __reduce__(self) -> "tuple[type[Sandbox], tuple[Limits]]":
         return type(self), (self.limits,)
 
     def __del__(self) -> None:

@@ -8,7 +8,7 @@ a patient.
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 from medqua.core.errors import OutOfScopeError
 
@@ -133,7 +133,7 @@ class Header:
     Imager Pixel Spacing (0018,1164), which is measured at the detector."""
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+    def from_dict(cls, data: Mapping[str, Any]) -> "Header":
         """Build a header from JSON values, in which tuples have become lists."""
         values: dict[str, Any] = dict(data)
         for name, value in data.items():
@@ -178,6 +178,23 @@ def check_frames(header: Header) -> None:
         raise OutOfScopeError(
             f"Number of Frames is {header.frames}; a chest radiograph has one: send single images"
         )
+
+
+def unstated(header: Header | None) -> tuple[str, ...]:
+    """Name what the gate took for granted: attributes that a header leaves out.
+
+    Args:
+        header: Of an accepted DICOM file; None for JPG and PNG, which have none.
+    """
+    if header is None:
+        return ("no DICOM header: taken for a frontal chest radiograph",)
+    notes = []
+    if header.body_part in UNSTATED and not (header.region_codes or header.described):
+        notes.append("body part not stated: taken for a chest")
+    words = set(re.findall(r"[A-Z]+", header.view_position))
+    if not words & {"AP", "PA"} and FRONTAL_CODES.isdisjoint(header.view_codes):
+        notes.append("view not stated: taken for frontal")
+    return tuple(notes)
 
 
 def _check_modality(header: Header) -> None:
