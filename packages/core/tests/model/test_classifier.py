@@ -1,10 +1,16 @@
 import numpy as np
+import peft
 import pytest
 import torch
 
+from medqua.core.adapter import QuasarConfig, diagnostics
 from medqua.core.errors import BackboneError, ConfigError, ShapeError
 from medqua.core.model import MedQuaClassifier, TinyArchitecture, load_backbone
 from medqua.core.vision.processor import build_inputs
+
+pytestmark = pytest.mark.filterwarnings(  # peft reads it while wrapping
+    "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
+)
 
 SMALL = TinyArchitecture(
     vision_depth=1, vision_hidden=16, vision_heads=2, vision_mlp=16,
@@ -108,6 +114,86 @@ def test_gradient_checkpointing_changes_no_gradient(backbone):
     for name, parameter in classifier.named_parameters():
         if name in plain:
             assert torch.equal(parameter.grad, plain[name]), name
+
+
+def adapted(backbone, tune: str = "adapter", **options) -> MedQuaClassifier:
+    config = QuasarConfig(n_qubits=2, max_depth=2, every=1, rank=4, **options)
+    classifier = MedQuaClassifier(peft.get_peft_model(backbone.model, config), 5, tune=tune)
+    torch.manual_seed(0)
+    torch.nn.init.normal_(classifier.head.weight)
+    if "gamma_init" in options:  # an adapter that does something, as after training
+        for name, parameter in classifier.named_parameters():
+            if ".shadow." in name:
+                torch.nn.init.normal_(parameter)
+    return classifier
+
+
+def test_new_adapter_leaves_the_logits_bit_for_bit(backbone):
+    inputs = inputs_of(backbone)
+    expected = trained(backbone).eval()(**inputs)
+    assert torch.equal(adapted(backbone).eval()(**inputs), expected)
+
+
+def test_disabled_adapter_is_the_backbone_bit_for_bit(backbone):
+    inputs = inputs_of(backbone)
+    expected = trained(backbone).eval()(**inputs)
+    classifier = adapted(backbone, gamma_init=1.0).eval()
+    assert not torch.allclose(classifier(**inputs), expected)
+    with classifier.backbone.disable_adapter():
+        assert torch.equal(classifier(**inputs), expected)
+
+
+def test_tunable_parts_with_an_adapter(backbone):
+    classifier = adapted(backbone, lora={"r": 2})
+    groups = classifier.parameter_groups()
+    assert set(groups) == {"adapter", "head"}
+    trainable = {n for n, p in classifier.backbone.named_parameters() if p.requires_grad}
+    assert trainable
+    assert all("quasar_" in name or "lora_" in name for name in trainable)
+    classifier.set_tunable("full")
+    groups = classifier.parameter_groups()
+    assert set(groups) == {"backbone", "adapter", "head"}
+    plain = load_backbone(architecture=SMALL).model.model
+    assert len(groups["backbone"]) == len(list(plain.parameters()))
+    classifier.set_tunable("head")
+    assert set(classifier.parameter_groups()) == {"head"}
+    classifier.set_tunable("adapter")
+    again = {n for n, p in classifier.backbone.named_parameters() if p.requires_grad}
+    assert again == trainable
+
+
+def test_visual_routing_sees_the_visual_tokens(backbone):
+    classifier = adapted(backbone, gamma_init=1.0, route="visual").train()
+    classifier(**inputs_of(backbone)).sum().backward()
+    ratios = [layer.activation_ratio for layer in diagnostics(classifier.backbone).values()]
+    assert len(ratios) == 2
+    assert all(0 < ratio < 1 for ratio in ratios)
+
+
+def test_padding_cannot_change_an_adapted_row(backbone):
+    classifier = adapted(backbone, gamma_init=1.0).eval()
+    inputs = inputs_of(backbone, n=1)
+    expected = classifier(**inputs)
+    for left in (True, False):
+        padded = dict(inputs)
+        for name in ("input_ids", "attention_mask", "mm_token_type_ids"):
+            pad = torch.zeros((1, 4), dtype=torch.int64)
+            padded[name] = torch.cat([pad, inputs[name]] if left else [inputs[name], pad], dim=1)
+        torch.testing.assert_close(classifier(**padded), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_gradient_checkpointing_with_an_adapter(backbone):
+    classifier = adapted(backbone, gamma_init=1.0).train()
+    inputs = inputs_of(backbone)
+    classifier(**inputs).square().sum().backward()
+    plain = {n: p.grad.clone() for n, p in classifier.named_parameters() if p.grad is not None}
+    assert any("quasar_" in name for name in plain)
+    classifier.zero_grad()
+    classifier.gradient_checkpointing_enable()
+    classifier(**inputs).square().sum().backward()
+    for name, parameter in classifier.named_parameters():
+        if name in plain:
+            torch.testing.assert_close(parameter.grad, plain[name], msg=name)
 
 
 def test_contradictions_are_refused(backbone):

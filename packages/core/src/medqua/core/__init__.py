@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from medqua.core.adapter.placement import find_decoder_layers as find_decoder_layers
     from medqua.core.adapter.router import EntropyRouter as EntropyRouter
     from medqua.core.adapter.shadow import ClassicalShadow as ClassicalShadow
+    from medqua.core.model.bundle import Bundle as Bundle
     from medqua.core.quantum.ansatz import Ansatz as Ansatz
     from medqua.core.quantum.bottleneck import VariationalBottleneck as VariationalBottleneck
     from medqua.core.vision.image import ImageSpec as ImageSpec
@@ -24,6 +25,7 @@ _HOME: dict[str, str] = {
     "QuasarConfig": "medqua.core.adapter.config",
     "QuasarModel": "medqua.core.adapter.model",
     "find_decoder_layers": "medqua.core.adapter.placement",
+    "Bundle": "medqua.core.model.bundle",
     "Ansatz": "medqua.core.quantum.ansatz",
     "VariationalBottleneck": "medqua.core.quantum.bottleneck",
     "ImageSpec": "medqua.core.vision.image",

@@ -29,7 +29,7 @@ TINY = "tiny"
 """The source that names the offline random model of `medqua.core.model.tiny`."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Backbone:
     """A vision-language model and what turns images into its inputs."""
 
@@ -84,7 +84,7 @@ def load_backbone(
     if not folder.is_dir():
         folder = _fetch(name, revision, cache_dir, local_files_only)
         commit = folder.name
-    model = _load_model(name, folder, dtype)
+    model = load_model(folder, name, dtype)
     return Backbone(model, load_processor(folder), name, commit)
 
 
@@ -113,7 +113,17 @@ def _fetch(name: str, revision: str | None, cache_dir: Path | None, local_files_
         ) from error
 
 
-def _load_model(name: str, folder: Path, dtype: torch.dtype) -> PreTrainedModel:
+def load_model(folder: Path, name: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """Load the model in a folder, complete or not at all; `load_backbone` adds the processor.
+
+    Args:
+        folder: Folder with `config.json` and `model.safetensors`, whole or in shards.
+        name: What the model calls itself from then on, in messages and saved configurations.
+        dtype: Floating type of the weights in memory.
+
+    Raises:
+        BackboneError: As in `load_backbone`.
+    """
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
