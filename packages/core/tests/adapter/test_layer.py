@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from medqua.core.adapter.config import QuasarConfig
 from medqua.core.adapter.layer import QuasarBlock, QuasarLayer
@@ -264,3 +265,29 @@ def test_first_update_standardises_the_depth_policy_once() -> None:
     restored.load_state_dict(block.state_dict())
     restored.update(restored.take_statistics())
     assert torch.equal(restored.depth.shift, shift)
+
+
+class HostReads(TorchDispatchMode):
+    """Counts the operations whose result the host must wait for."""
+
+    names = ("aten._local_scalar_dense", "aten.nonzero", "aten.equal", "aten.item")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += any(str(func).startswith(name + ".") for name in self.names)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_host_reads_do_not_grow_with_tokens(training: bool) -> None:
+    block = build().train(training)
+    counts = []
+    for tokens in (10, 100, 1000):
+        with HostReads() as reads:
+            block(hidden(2, tokens))
+        counts.append(reads.count)
+    assert counts[0] == counts[1] == counts[2]
+    assert 1 <= counts[0] <= 2 + 1 + 2  # nonzero, the depth buckets' transfer, one for each depth

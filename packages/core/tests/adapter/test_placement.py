@@ -1,11 +1,14 @@
 import importlib
 from typing import Any
 
+import peft
 import pytest
 import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaModel, PreTrainedModel
 
+from medqua.core.adapter import QuasarConfig, diagnostics, regularisation, update_thresholds
+from medqua.core.adapter.layer import QuasarLayer
 from medqua.core.adapter.placement import ancestors, choose_blocks, find_decoder_layers
 from medqua.core.errors import BackboneError, ConfigError
 
@@ -106,11 +109,12 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any], dict[str, Any], str]] = {
 }
 
 
-def build(family: str) -> PreTrainedModel:
+def build(family: str, device: str = "meta") -> PreTrainedModel:
     config_name, model_name, text, vision, _ = FAMILIES[family]
     module = importlib.import_module("transformers")
     config = getattr(module, config_name)(text_config=text, vision_config=vision)
-    with torch.device("meta"):
+    torch.manual_seed(0)
+    with torch.device(device):
         return getattr(module, model_name)(config)
 
 
@@ -124,6 +128,30 @@ def test_finds_the_decoder_of_each_family(family: str) -> None:
     # the blocks own the projections that a 32 -> 48 feed-forward of the *text* config has
     assert model.config.get_text_config(decoder=True).num_hidden_layers == len(layers)
     assert "vision" not in type(layers[0]).__name__.lower()
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_each_family_adapts_and_trains(family: str) -> None:
+    model = build(family, "cpu").eval()
+    ids = torch.arange(3, 17).reshape(2, 7)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    inputs["attention_mask"][0, :2] = 0
+    with torch.no_grad():
+        backbone = model(**inputs).logits
+    adapted = peft.get_peft_model(model, QuasarConfig(n_qubits=2, max_depth=1, every=2, rank=2))
+    with torch.no_grad():
+        assert torch.equal(adapted(**inputs).logits, backbone)
+    adapted.train()
+    (adapted(**inputs).logits.square().mean() + regularisation(adapted)).backward()
+    update_thresholds(adapted)
+    name = f"{FAMILIES[family][-1]}.1"
+    layer = model.get_submodule(name)
+    assert isinstance(layer, QuasarLayer)
+    # two forwards of twelve tokens that are no padding; floor(0.2 * 12) routed while training
+    assert layer.quasar_block["default"].counts.tolist()[:2] == [24, 2]
+    assert all(p.grad is not None for p in adapted.parameters() if p.requires_grad)
+    assert diagnostics(adapted)[name].threshold is not None
 
 
 def test_inner_models_are_found_under_their_own_names() -> None:
