@@ -195,7 +195,9 @@ def _pixels(ds: Dataset, header: Header, limits: Limits) -> tuple[npt.NDArray[np
     """Decode the one frame to stored values `[H, W]` and their photometric interpretation."""
     if "PixelData" not in ds:
         kind = "floating-point" if "FloatPixelData" in ds or "DoubleFloatPixelData" in ds else "no"
-        raise UnreadableImageError(f"the file has {kind} pixels; a radiograph has Pixel Data")
+        raise UnreadableImageError(
+            f"the file has {kind} pixels; a radiograph has integers in Pixel Data"
+        )
     check_size(header.rows, header.columns, limits)
     cells = header.rows * header.columns * header.samples
     if cells * max(header.bits_allocated, 8) // 8 > limits.data_bytes:
@@ -208,6 +210,13 @@ def _pixels(ds: Dataset, header: Header, limits: Limits) -> tuple[npt.NDArray[np
         name = syntax.name if syntax.name != syntax else "not a listed one"
         raise UnreadableImageError(
             f"its transfer syntax ({name}) is not read; convert it to Explicit VR Little Endian"
+        )
+    needed = (cells * header.bits_allocated + 7) // 8
+    if header.photometric == "YBR_FULL_422":
+        needed = needed * 2 // 3
+    if syntax in NATIVE and len(ds.PixelData) < needed:
+        raise UnreadableImageError(
+            f"it holds {len(ds.PixelData):,} of {needed:,} bytes of pixels; copy it again"
         )
     if syntax == uid.JPEGExtended12Bit and header.bits_stored > 8:
         pixels = _jpeg_12_bits(ds, header)

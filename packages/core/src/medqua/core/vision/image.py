@@ -62,25 +62,7 @@ class ImageSpec:
     """Meaning of the fields above."""
 
     def __post_init__(self) -> None:
-        for name, choices in (
-            ("profile", Profile),
-            ("fit", Fit),
-            ("resampling", Resampling),
-            ("scope", Scope),
-        ):
-            value = getattr(self, name)
-            if value not in get_args(choices):
-                raise ConfigError(
-                    f"image {name} is {value!r}; choose one of {', '.join(get_args(choices))}"
-                )
-        size = self.size
-        if size is not None and (type(size) is not int or not 1 <= size <= 8192):
-            raise ConfigError(f"image size is {size!r}; give a side of 1 to 8192 pixels, or None")
-        if self.version != VERSION:
-            raise ConfigError(
-                f"image specification version {self.version!r}; this MedQua reads {VERSION}: "
-                "use the release that wrote it"
-            )
+        _check_spec(asdict(self))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain JSON values; `from_dict` takes them back."""
@@ -99,7 +81,31 @@ class ImageSpec:
                 near = get_close_matches(str(key), known, n=1)
                 hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
                 raise ConfigError(f"unknown key {key!r} in an image specification; {hint}")
+        _check_spec(data)
         return cls(**data)
+
+
+def _check_spec(values: Mapping[str, Any]) -> None:
+    """Check the fields that are given."""
+    for name, choices in (
+        ("profile", Profile),
+        ("fit", Fit),
+        ("resampling", Resampling),
+        ("scope", Scope),
+    ):
+        if name in values and values[name] not in get_args(choices):
+            raise ConfigError(
+                f"image {name} is {values[name]!r}; choose one of {', '.join(get_args(choices))}"
+            )
+    size = values.get("size")
+    if size is not None and (type(size) is not int or not 1 <= size <= 8192):
+        raise ConfigError(f"image size is {size!r}; give a side of 1 to 8192 pixels, or None")
+    version = values.get("version", VERSION)
+    if type(version) is not int or version != VERSION:
+        raise ConfigError(
+            f"image specification version {version!r}; this MedQua reads {VERSION}: "
+            "use the release that wrote it"
+        )
 
 
 @dataclass(frozen=True)
