@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import Qwen2VLImageProcessorPil
+from transformers import CLIPImageProcessorPil, LlavaProcessor, Qwen2VLImageProcessorPil
 
 from medqua.core.errors import BackboneError, ShapeError
 from medqua.core.model.tiny import TinyArchitecture, build_tiny
@@ -169,6 +169,33 @@ def test_tokenizer_of_another_model_is_refused(processor, tmp_path: Path):
     Qwen2Tokenizer().save_pretrained(tmp_path)
     with pytest.raises(BackboneError, match="does not know"):
         load_processor(tmp_path)
+
+
+def test_another_family_goes_through_its_own_processor(tmp_path: Path):
+    """LLaVA: CLIP pixels, rounded to 8 bits by its own resize, and its own image token."""
+    tokenizer = build_tiny(TinyArchitecture(), seed=0)[1].tokenizer
+    tokenizer.add_tokens(["<image>"], special_tokens=True)
+    size = {"height": 56, "width": 56}
+    LlavaProcessor(
+        CLIPImageProcessorPil(size={"shortest_edge": 56}, crop_size=size),
+        tokenizer,
+        patch_size=14,
+        vision_feature_select_strategy="default",
+        image_token="<image>",
+        num_additional_image_tokens=1,
+    ).save_pretrained(tmp_path)
+    loaded = load_processor(tmp_path)
+    batch = images(2, 56, 56)
+    inputs = build_inputs(loaded, batch, PROMPT)
+    token = loaded.tokenizer.convert_tokens_to_ids("<image>")
+    assert (inputs["input_ids"] == token).sum(1).tolist() == [16, 16]
+    grey = torch.from_numpy(np.stack(batch))[:, None].expand(-1, 3, -1, -1)
+    mean, std = (
+        torch.tensor(values)[:, None, None]
+        for values in (loaded.image_processor.image_mean, loaded.image_processor.image_std)
+    )
+    rounding = (inputs["pixel_values"] * std + mean - grey).abs().max()
+    assert float(rounding) <= 1 / 255 + 1e-6
 
 
 def test_architecture_sets_the_patches():
