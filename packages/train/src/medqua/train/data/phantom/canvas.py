@@ -40,6 +40,11 @@ class Exposure:
     """Seed of noise and markers."""
 
 
+def plane(values: npt.ArrayLike) -> Plane:
+    """As float32."""
+    return np.asarray(values, dtype=np.float32)
+
+
 class Canvas:
     """Coordinates of one image and the drawing of soft lines on it."""
 
@@ -49,8 +54,8 @@ class Canvas:
         y, x = np.mgrid[0 : exposure.height, 0 : exposure.width].astype(np.float32)
         x, y = x / self.unit - 1 - exposure.shift[0], y / self.unit - exposure.shift[1]
         c, s = np.cos(exposure.tilt), np.sin(exposure.tilt)
-        self.x: Plane = (c * x + s * (y - 1)).astype(np.float32)
-        self.y: Plane = (c * (y - 1) - s * x + 1).astype(np.float32)
+        self.x: Plane = plane(c * x + s * (y - 1))
+        self.y: Plane = plane(c * (y - 1) - s * x + 1)
         self._c, self._s, self._shift = c, s, exposure.shift
 
     def pixels(self, points: npt.ArrayLike) -> list[tuple[float, float]]:
@@ -92,12 +97,12 @@ class Canvas:
 
     def _soft(self, image: Image.Image, blur: float, scale: int) -> Plane:
         reduced = image.reduce(scale) if scale > 1 else image
-        plane = np.asarray(reduced, dtype=np.float32) / 255
+        values = plane(np.asarray(reduced) / 255)
         if not blur:
-            return plane
-        return np.asarray(gaussian_filter(plane, blur * self.unit, truncate=2.5), np.float32)
+            return values
+        return plane(gaussian_filter(values, blur * self.unit, truncate=2.5))
 
 
-def inside(distance: Plane, softness: float) -> Plane:
+def inside(distance: npt.ArrayLike, softness: float) -> Plane:
     """1 where `distance` is positive, 0 where negative, with a soft edge."""
-    return (1 / (1 + np.exp(-np.clip(distance / softness * 4, -30, 30)))).astype(np.float32)
+    return plane(1 / (1 + np.exp(-np.clip(np.divide(distance, softness) * 4, -30, 30))))

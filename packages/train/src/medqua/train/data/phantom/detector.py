@@ -7,7 +7,7 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 from scipy.ndimage import gaussian_filter
 
-from medqua.train.data.phantom.canvas import Canvas, Exposure, Plane
+from medqua.train.data.phantom.canvas import Canvas, Exposure, Plane, plane
 from medqua.train.data.phantom.causes import Patient
 from medqua.train.data.phantom.effects import EFFECTS, devices
 from medqua.train.data.phantom.frontal import anatomy, thorax
@@ -34,7 +34,7 @@ def attenuation(patient: Patient, exposure: Exposure) -> Plane:
     """Sum of attenuation along each ray, `[H, W]`, not below 0."""
     canvas = Canvas(exposure)
     if exposure.view == "LATERAL":
-        return np.maximum(lateral(canvas, patient, exposure.inspiration), 0)
+        return plane(np.maximum(lateral(canvas, patient, exposure.inspiration), 0))
     frame = thorax(patient, exposure)
     out, lungs = anatomy(canvas, frame, patient, exposure.view)
     for name, cause in patient.causes.items():
@@ -42,7 +42,7 @@ def attenuation(patient: Patient, exposure: Exposure) -> Plane:
             out += EFFECTS[name](canvas, frame, cause, lungs)
     if "Support Devices" in patient.causes:
         out += devices(canvas, frame, patient.causes["Support Devices"])
-    return np.maximum(out, 0)
+    return plane(np.maximum(out, 0))
 
 
 def expose(patient: Patient, exposure: Exposure) -> Plane:
@@ -86,4 +86,4 @@ def _marker(exposure: Exposure, rng: np.random.Generator) -> Plane:
         fill=int(rng.uniform(190, 250)),
         font=ImageFont.load_default(size),
     )
-    return np.asarray(image, dtype=np.float32) / 255
+    return plane(np.asarray(image) / 255)

@@ -10,7 +10,7 @@ from typing import Final
 
 import numpy as np
 
-from medqua.train.data.phantom.canvas import Canvas, Plane, inside
+from medqua.train.data.phantom.canvas import Canvas, Plane, inside, plane
 from medqua.train.data.phantom.causes import Cause
 from medqua.train.data.phantom.frontal import Thorax
 
@@ -32,7 +32,7 @@ def _effusion(canvas: Canvas, frame: Thorax, cause: Cause, lungs: Lungs) -> Plan
     climb = 0.20 * np.clip((u - 0.55 * frame.half) / (0.45 * frame.half), 0, 1) ** 2
     fluid = inside(canvas.y - (level - climb), 0.05) * (u > 0.02)
     within = inside(frame.wall(canvas.y) + 0.02 - u, 0.03)
-    return (fluid * within * (0.56 * lungs[cause.side] + 0.14)).astype(np.float32)
+    return plane(fluid * within * (0.56 * lungs[cause.side] + 0.14))
 
 
 def _pneumothorax(canvas: Canvas, frame: Thorax, cause: Cause, lungs: Lungs) -> Plane:
@@ -46,7 +46,7 @@ def _pneumothorax(canvas: Canvas, frame: Thorax, cause: Cause, lungs: Lungs) -> 
     free = (1 - lung) * (u > 0) * np.clip(lungs[cause.side] * 3, 0, 1)
     line = np.exp(-(((edge - u) / 0.012) ** 2)) * (canvas.y > roof) * (lungs[cause.side] > 0.05)
     squeezed = 0.06 * (1 + cause.severity) * lung * lungs[cause.side]
-    return (-0.16 * free + 0.10 * line + squeezed).astype(np.float32)
+    return plane(-0.16 * free + 0.10 * line + squeezed)
 
 
 def _blob(canvas: Canvas, frame: Thorax, cause: Cause, size: float, ragged: float) -> Plane:
@@ -70,20 +70,20 @@ def _consolidation(canvas: Canvas, frame: Thorax, cause: Cause, lungs: Lungs) ->
         for k in range(3)
     ]
     bronchi = canvas.lines(tubes, 0.016, 0.005)
-    return (region * (0.44 - 0.20 * bronchi) * np.sqrt(lungs[cause.side])).astype(np.float32)
+    return plane(region * (0.44 - 0.20 * bronchi) * np.sqrt(lungs[cause.side]))
 
 
 def _pneumonia(canvas: Canvas, frame: Thorax, cause: Cause, lungs: Lungs) -> Plane:
     """Patchy filling over a wider region."""
     region = _blob(canvas, frame, cause, 0.20 + 0.10 * cause.severity, 0.3)
     patches = inside(canvas.texture(cause.seed + 1, 0.05) + 0.3, 0.8)
-    return (region * (0.14 + 0.34 * patches) * np.sqrt(lungs[cause.side])).astype(np.float32)
+    return plane(region * (0.14 + 0.34 * patches) * np.sqrt(lungs[cause.side]))
 
 
 def _opacity(canvas: Canvas, frame: Thorax, cause: Cause, lungs: Lungs) -> Plane:
     """Haze that does not say what it is."""
     region = _blob(canvas, frame, cause, 0.20 + 0.10 * cause.severity, 0.2)
-    return (0.26 * region * np.sqrt(lungs[cause.side])).astype(np.float32)
+    return plane(0.26 * region * np.sqrt(lungs[cause.side]))
 
 
 def _lesion(canvas: Canvas, frame: Thorax, cause: Cause, lungs: Lungs) -> Plane:
@@ -91,7 +91,7 @@ def _lesion(canvas: Canvas, frame: Thorax, cause: Cause, lungs: Lungs) -> Plane:
     px, py = _spot(frame, cause)
     size = 0.045 + 0.055 * cause.severity
     r = 1 - ((canvas.x - px) / size) ** 2 - ((canvas.y - py) / size) ** 2
-    return (0.42 * np.sqrt(np.clip(r, 0, 1))).astype(np.float32)
+    return plane(0.42 * np.sqrt(np.clip(r, 0, 1)))
 
 
 def _atelectasis(canvas: Canvas, frame: Thorax, cause: Cause, lungs: Lungs) -> Plane:
@@ -108,7 +108,7 @@ def _atelectasis(canvas: Canvas, frame: Thorax, cause: Cause, lungs: Lungs) -> P
     ]
     plate = canvas.lines(bands, 0.030 + 0.025 * cause.severity, 0.008)
     haze = np.exp(-(((canvas.y - base) / 0.16) ** 2)) * 0.14
-    return ((0.34 * plate + haze) * np.sqrt(lungs[cause.side])).astype(np.float32)
+    return plane((0.34 * plate + haze) * np.sqrt(lungs[cause.side]))
 
 
 def _edema(canvas: Canvas, frame: Thorax, cause: Cause, lungs: Lungs) -> Plane:
@@ -124,7 +124,7 @@ def _edema(canvas: Canvas, frame: Thorax, cause: Cause, lungs: Lungs) -> Plane:
     lines = canvas.lines(septa, 0.010, 0.003)
     air = np.maximum(lungs[-1], lungs[1])
     strength = 0.18 + 0.24 * cause.severity
-    return ((strength * wings * mottle + 0.14 * lines) * np.sqrt(air)).astype(np.float32)
+    return plane((strength * wings * mottle + 0.14 * lines) * np.sqrt(air))
 
 
 def _pleural_other(canvas: Canvas, frame: Thorax, cause: Cause, lungs: Lungs) -> Plane:
@@ -138,7 +138,7 @@ def _pleural_other(canvas: Canvas, frame: Thorax, cause: Cause, lungs: Lungs) ->
         max(frame.domes) + 0.1 - canvas.y, 0.1
     )
     patches = 0.30 + 0.10 * canvas.texture(cause.seed, 0.06)
-    return (rind * along * patches).astype(np.float32)
+    return plane(rind * along * patches)
 
 
 def devices(canvas: Canvas, frame: Thorax, cause: Cause) -> Plane:
@@ -177,7 +177,7 @@ def devices(canvas: Canvas, frame: Thorax, cause: Cause) -> Plane:
         for _ in range(3):
             ex, ey = rng.uniform(-0.6, 0.6), rng.uniform(frame.apex + 0.1, 1.3)
             r = (canvas.x - ex) ** 2 + (canvas.y - ey) ** 2
-            out += (0.55 * (r < 0.028**2)).astype(np.float32)
+            out += plane(0.55 * (r < 0.028**2))
             wire = np.stack(
                 [ex + (rng.uniform(-1, 1) - ex) * t, ey + 0.9 * t + 0.1 * np.sin(4 * t)], axis=1
             )

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from medqua.train.data.phantom.canvas import Canvas, Curve, Exposure, Plane, inside
+from medqua.train.data.phantom.canvas import Canvas, Curve, Exposure, Plane, inside, plane
 from medqua.train.data.phantom.causes import Cause, Patient
 
 Lungs = dict[int, Plane]
@@ -34,13 +34,13 @@ class Thorax:
     def wall(self, y: Plane) -> Plane:
         """Inner chest wall: distance from the midline at each height."""
         v = np.clip((y - self.apex) / 0.9, 0, 1)
-        return (self.half * (0.40 + 0.60 * (1 - (1 - v) ** 2.2) ** 0.8)).astype(np.float32)
+        return plane(self.half * (0.40 + 0.60 * (1 - (1 - v) ** 2.2) ** 0.8))
 
     def dome(self, u: Plane, side: int) -> Plane:
         """Height of the diaphragm at distance `u` from the midline, falling to the costal angle."""
         top = self.domes[0 if side < 0 else 1]
         w = (u - 0.48 * self.half) / (0.52 * self.half)
-        return (top + 0.22 * np.abs(w) ** 2.4).astype(np.float32)
+        return plane(top + 0.22 * np.abs(w) ** 2.4)
 
 
 def thorax(patient: Patient, exposure: Exposure) -> Thorax:
@@ -79,7 +79,7 @@ def anatomy(canvas: Canvas, frame: Thorax, patient: Patient, view: str) -> tuple
     out += _soft_parts(canvas, patient, frame)
     bubble = ((canvas.x - 0.42) / 0.13) ** 2 + ((canvas.y - frame.domes[1] - 0.13) / 0.06) ** 2
     out -= 0.20 * inside(1 - bubble, 0.5)
-    return out, lungs
+    return plane(out), lungs
 
 
 def _body(canvas: Canvas, patient: Patient, frame: Thorax) -> Plane:
@@ -91,7 +91,7 @@ def _body(canvas: Canvas, patient: Patient, frame: Thorax) -> Plane:
     r = np.clip(np.abs(x) / width, 0, 1.2)
     thick = np.sqrt(np.clip(1 - r**2.6, 0, 1)) * (0.86 + 0.14 * patient.girth)
     belly = 0.25 * np.clip((y - min(frame.domes)) / 0.6, 0, 1)
-    return (thick * (1.0 + belly)).astype(np.float32)
+    return plane(thick * (1.0 + belly))
 
 
 def _lungs(canvas: Canvas, frame: Thorax) -> dict[int, Plane]:
@@ -107,7 +107,7 @@ def _lungs(canvas: Canvas, frame: Thorax) -> dict[int, Plane]:
         cap = 1 - ((u - 0.36 * frame.half / 0.72) / 0.26) ** 2
         top = frame.apex + 0.30 * (1 - np.sqrt(np.clip(cap, 0, 1)))
         depth = profile * inside(y - top, 0.05) * inside(frame.dome(u, side) - y, 0.025)
-        out[side] = (depth * (u > 0)).astype(np.float32)
+        out[side] = plane(depth * (u > 0))
     return out
 
 
@@ -134,11 +134,11 @@ def _vessels(canvas: Canvas, patient: Patient) -> Plane:
             strokes[order].append(np.array(points))
             if order < 2:
                 stack += [(px, py, angle + rng.normal(s * 0.42, 0.12), order + 1) for s in (-1, 1)]
-    plane = np.zeros(canvas.shape, np.float32)
+    tree = np.zeros(canvas.shape, np.float32)
     for order, width in enumerate((0.030, 0.018, 0.010)):
-        plane += canvas.lines(strokes[order], width, 0.006) * (1.3, 1.0, 0.8)[order]
+        tree += canvas.lines(strokes[order], width, 0.006) * (1.3, 1.0, 0.8)[order]
     hilum = np.exp(-(((np.abs(canvas.x) - 0.17) / 0.07) ** 2) - ((canvas.y - 0.80) / 0.11) ** 2)
-    return (plane + 0.9 * hilum).astype(np.float32)
+    return plane(tree + 0.9 * hilum)
 
 
 def _mediastinum(canvas: Canvas, patient: Patient) -> Plane:
@@ -150,7 +150,7 @@ def _mediastinum(canvas: Canvas, patient: Patient) -> Plane:
     band = inside(half - np.abs(x - 0.015), 0.035) * inside(y - 0.05, 0.3)
     knob = inside(1 - ((x - 0.10 - extra) / 0.085) ** 2 - ((y - 0.56) / 0.085) ** 2, 0.5)
     trachea = inside(0.035 - np.abs(x + 0.01), 0.02) * inside(0.62 - y, 0.06)
-    return (0.20 * band + 0.14 * patient.aorta * knob - 0.20 * trachea).astype(np.float32)
+    return plane(0.20 * band + 0.14 * patient.aorta * knob - 0.20 * trachea)
 
 
 def _heart(canvas: Canvas, frame: Thorax) -> Plane:
@@ -163,7 +163,7 @@ def _heart(canvas: Canvas, frame: Thorax) -> Plane:
     waist = 1 + 0.22 * np.clip(-v / height, -1, 1)  # narrow above, broad at the apex
     r = 1 - np.abs(u * waist / (0.97 * width)) ** 2.1 - np.abs(v / height) ** 2.1
     depth = np.sqrt(np.clip(r, 0, 1)) ** 0.8
-    return (0.36 * depth + 0.10 * inside(r, 0.12)).astype(np.float32)
+    return plane(0.36 * depth + 0.10 * inside(r, 0.12))
 
 
 def _rib(frame: Thorax, side: int, index: int, slope: float) -> Curve:
@@ -206,7 +206,7 @@ def _bones(canvas: Canvas, patient: Patient, frame: Thorax, view: str) -> Plane:
     out += 0.06 * canvas.lines(anterior, 0.045, 0.010)
     for centre in callus:
         r2 = ((x - centre[0]) / 0.05) ** 2 + ((y - centre[1]) / 0.055) ** 2
-        out += (0.30 * np.exp(-r2)).astype(np.float32)
+        out += plane(0.30 * np.exp(-r2))
     ap = view == "AP"
     lift = -0.05 if ap else 0.04
     t = np.linspace(0, 1, 20)
@@ -224,7 +224,7 @@ def _bones(canvas: Canvas, patient: Patient, frame: Thorax, view: str) -> Plane:
     out += 0.16 * canvas.lines(clavicles, 0.060, 0.008)
     out += 0.09 * canvas.area(scapulae, 0.018)
     spine = inside(0.075 - np.abs(x), 0.03) * (0.09 + 0.04 * np.cos(2 * np.pi * y / 0.135))
-    return (out + spine).astype(np.float32)
+    return plane(out + spine)
 
 
 def _broken_ribs(cause: Cause) -> tuple[int, ...]:
