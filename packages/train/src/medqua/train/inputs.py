@@ -15,6 +15,7 @@ from medqua.train.data.folder import read_folder
 from medqua.train.data.images import FolderStore, ImageStore
 from medqua.train.data.manifest import SPLITS, Manifest
 from medqua.train.data.mimic import read_mimic
+from medqua.train.data.phantom import is_phantom_tree
 from medqua.train.phantoms import phantom_tree
 from medqua.train.recipe import ChestMnistData, DataSection, FolderData, MimicData, Recipe
 
@@ -102,7 +103,7 @@ def _opened(data: DataSection, say: Say) -> DataSet:
             label_source=data.label_source,
             test_labels=data.test_labels,
         )
-        if synthetic:
+        if synthetic := synthetic or is_phantom_tree(root):
             manifest = replace(manifest, source=f"PHANTOMS in the layout of {manifest.source}")
         return DataSet(manifest, FolderStore(images), synthetic=synthetic)
     if not data.root:

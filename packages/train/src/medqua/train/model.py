@@ -1,7 +1,10 @@
 """The model of a recipe: backbone, adapter, head."""
 
+import warnings
+
 import torch
-from peft import get_peft_model
+from peft import PeftMixedModel, PeftModel, get_peft_model
+from transformers import PreTrainedModel
 
 from medqua.core.model.backbone import TINY, Backbone, load_backbone
 from medqua.core.model.classifier import MedQuaClassifier
@@ -34,7 +37,7 @@ def build_model(recipe: Recipe, n_labels: int) -> tuple[MedQuaClassifier, Backbo
     )
     torch.manual_seed(recipe.run.seed)
     classifier = MedQuaClassifier(
-        get_peft_model(backbone.model, recipe.adapter),
+        _adapted(backbone.model, recipe),
         n_labels,
         pooling=recipe.head.pooling,
         tune=section.tuned,
@@ -42,6 +45,13 @@ def build_model(recipe: Recipe, n_labels: int) -> tuple[MedQuaClassifier, Backbo
     if section.gradient_checkpointing:
         classifier.gradient_checkpointing_enable()
     return classifier, backbone
+
+
+def _adapted(model: PreTrainedModel, recipe: Recipe) -> PeftModel | PeftMixedModel:
+    """The backbone with its adapter."""
+    with warnings.catch_warnings():  # peft reads an attribute that transformers has renamed
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")
+        return get_peft_model(model, recipe.adapter)
 
 
 def count_parameters(model: torch.nn.Module) -> tuple[int, int]:

@@ -2,13 +2,13 @@
 
 import json
 import os
-import shutil
 from collections.abc import Callable
 from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
 
 from medqua.train import distributed
+from medqua.train.data.phantom import write_tree
 from medqua.train.recipe import PhantomSection
 
 NOTICE = "PHANTOMS: synthetic images, not patients"
@@ -41,17 +41,14 @@ def phantom_tree(section: PhantomSection, say: Callable[[str], None]) -> Path:
 
 
 def generate(section: PhantomSection, root: Path) -> None:
-    """Write a tree beside its final name and move it there."""
-    from medqua.train.data.phantom import write_tree
-
-    partial = root.with_name(f".{root.name}.{os.getpid()}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        write_tree(partial, patients=section.patients, size=section.size, seed=section.seed)
-        partial.replace(root)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    """Write a tree, whole or not at all."""
+    write_tree(
+        root,
+        patients=section.patients,
+        seed=section.seed,
+        size=section.size,
+        dicom=section.dicom,
+    )
 
 
 def cache_folder() -> Path:

@@ -89,6 +89,9 @@ class PhantomSection:
     seed: int = 0
     """Seed of everything about them."""
 
+    dicom: bool = False
+    """Write DICOM files beside the JPGs; `data.source=dicom` needs them."""
+
     def __post_init__(self) -> None:
         _at_least("data.phantoms.patients", self.patients, 10)
         _at_least("data.phantoms.size", self.size, 64)
@@ -126,6 +129,11 @@ class MimicData(DataSection):
         super().__post_init__()
         if not self.labels:
             raise ConfigError("data.labels is empty: name at least one label")
+        if self.source == "dicom" and not self.root and not self.phantoms.dicom:
+            raise ConfigError(
+                "data.source=dicom without data.root: phantoms come as DICOM only with "
+                "data.phantoms.dicom=true"
+            )
         if self.image_root and not self.root:
             raise ConfigError("data.image_root without data.root: the tables are under data.root")
 

@@ -154,6 +154,8 @@ def _train(
     reset_routers(classifier)
     tested = run.predict("test", "Test")
     routers = router_report(classifier)
+    skipped += [splits["validate"].images[index] for index in validated.unreadable]
+    skipped += [splits["test"].images[index] for index in tested.unreadable]
     calibration = _calibration(run, validated)
     metrics: Figures = {
         "test": _figures(run, "test", tested, calibration, intervals=True),

@@ -205,11 +205,11 @@ class MedQuaTrainer(Trainer):
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: nn.Module | None = None
     ) -> None:
-        _load_trained_state(self.classifier, Path(resume_from_checkpoint))
+        load_trained_state(self.classifier, Path(resume_from_checkpoint))
 
     def _load_best_model(self) -> None:
         if self.state.best_model_checkpoint is not None:
-            _load_trained_state(self.classifier, Path(self.state.best_model_checkpoint))
+            load_trained_state(self.classifier, Path(self.state.best_model_checkpoint))
 
 
 class StopRequest:
@@ -353,8 +353,12 @@ def _trained_state(model: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def _load_trained_state(model: nn.Module, folder: Path) -> None:
-    """Take back what `_trained_state` gave.
+def load_trained_state(model: nn.Module, folder: Path) -> None:
+    """Load the weights of a checkpoint into the model that it was made from.
+
+    Args:
+        model: The classifier.
+        folder: A checkpoint.
 
     Raises:
         DataError: The checkpoint is of another model or recipe.

@@ -108,7 +108,10 @@ def read_folder(
         lateral = raw[side].str.to_uppercase() == "LATERAL"
         frame = frame.with_columns(view=pl.when(lateral).then(pl.lit("LATERAL")).otherwise("view"))
     if views and "view" in frame.columns:
-        frame = frame.filter(pl.col("view").is_null() | pl.col("view").is_in(list(views)))
+        view = pl.col("view")
+        plain = view.str.strip_chars().str.split(" ").list.first()  # "AP Supine" is an AP view
+        wanted = list(views)
+        frame = frame.filter(view.is_null() | view.is_in(wanted) | plain.is_in(wanted))
     if "split" not in frame.columns:
         frame = _split(frame, fractions or SplitFractions(), seed, stratify=stratify)
     return Manifest.of(frame, f"folder {root.name} ({path.name})")
