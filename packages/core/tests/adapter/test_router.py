@@ -329,6 +329,16 @@ def test_refusals() -> None:
         EntropyRouter(D)(torch.zeros(1, 2, 8))
     with pytest.raises(ConfigError, match="target_ratio"):
         EntropyRouter(D, target_ratio=1.5)
+    with pytest.raises(ConfigError, match="did you mean 'normalised'"):
+        EntropyRouter(D, entropy="normalized")
+    with pytest.raises(ShapeError, match="batch 2"):
+        EntropyRouter(D)(hidden(1, 3), torch.ones(2, 3))
+
+
+def test_aligns_an_attention_mask_from_the_right() -> None:
+    x, router = hidden(1, 4), EntropyRouter(D)
+    assert router(x, torch.tensor([[0, 0, 0, 1, 0, 1]])).active.tolist() == [[0, 1, 0, 1]]
+    assert router(x, torch.tensor([[0, 1]])).active.tolist() == [[1, 1, 0, 1]]
 
 
 def test_converges_to_the_target_within_200_steps() -> None:

@@ -136,7 +136,7 @@ class QuasarConfig(PeftConfig):
         if self.target_modules is not None:
             self.target_modules = tuple(self.target_modules)
         for name, choices in _CHOICES.items():
-            _one_of(name, getattr(self, name), get_args(choices))
+            one_of(name, getattr(self, name), choices)
         _at_least("n_qubits", self.n_qubits, 2, "an entangler needs two qubits")
         for name in ("max_depth", "every", "rank"):
             _at_least(name, getattr(self, name), 1)
@@ -176,7 +176,13 @@ def _pair(value: Any) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _one_of(name: str, value: object, choices: tuple[str, ...]) -> None:
+def one_of(name: str, value: object, literal: Any) -> None:
+    """Refuse a value that is not among those of a `Literal`, naming the nearest.
+
+    Raises:
+        ConfigError: An unknown value.
+    """
+    choices: tuple[str, ...] = get_args(literal)
     if value not in choices:
         near = difflib.get_close_matches(str(value), choices, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""

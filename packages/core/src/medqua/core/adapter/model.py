@@ -161,7 +161,7 @@ class QuasarModel(BaseTuner):
         that it finds on the model for its own: both are put aside meanwhile.
         """
         name, _ = find_decoder_layers(self.model)
-        inside = rf"{name}\.\d+\..*({_PROJECTIONS})".replace(".", r"\.", name.count("."))
+        inside = rf"{re.escape(name)}\.\d+\..*({_PROJECTIONS})"
         lora = LoraConfig(**{"target_modules": inside, **(config.lora or {})})
         lora.inference_mode = config.inference_mode
         trainable = [(p, p.requires_grad) for p in self.model.parameters()]

@@ -5,11 +5,12 @@ from fractions import Fraction
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Float32, Int64
+from jaxtyping import Bool, Float, Float32, Int64, Shaped
 from torch import Tensor, nn
 from torch.nn import functional
 
-from medqua.core.adapter.config import Entropy, Relaxation, Routing, Scope
+from medqua.core.adapter.config import Entropy, Relaxation, Routing, Scope, one_of
+from medqua.core.adapter.tokens import align
 from medqua.core.errors import ConfigError, ShapeError
 
 
@@ -57,6 +58,9 @@ class EntropyRouter(nn.Module):
         temperature: tau_r at the start.
         gumbel: Temperature at step 0, its floor, and its rate of decay per optimiser step.
         epsilon: Added to norms and inside logarithms (Eq. 4).
+
+    Raises:
+        ConfigError: A target outside of [0, 1], or an unknown choice.
     """
 
     threshold_logit: Tensor
@@ -69,10 +73,10 @@ class EntropyRouter(nn.Module):
         hidden_size: int,
         *,
         target_ratio: float = 0.2,
-        entropy: Entropy = "signed",
-        scope: Scope = "batch",
-        routing: Routing = "ema",
-        relaxation: Relaxation = "ste",
+        entropy: str = "signed",
+        scope: str = "batch",
+        routing: str = "ema",
+        relaxation: str = "ste",
         ema_decay: float = 0.9,
         threshold_range: tuple[float, float] = (0.0, 1.0),
         temperature: float = 1.0,
@@ -82,6 +86,10 @@ class EntropyRouter(nn.Module):
         super().__init__()
         if not 0.0 <= target_ratio <= 1.0:
             raise ConfigError(f"target_ratio = {target_ratio}: needed 0 to 1")
+        one_of("entropy", entropy, Entropy)
+        one_of("scope", scope, Scope)
+        one_of("routing", routing, Routing)
+        one_of("relaxation", relaxation, Relaxation)
         self.hidden_size = hidden_size
         self.target_ratio = target_ratio
         self.entropy = entropy
@@ -137,21 +145,23 @@ class EntropyRouter(nn.Module):
     def forward(
         self,
         hidden_states: Float[Tensor, "batch tokens hidden"],
-        active: Bool[Tensor, "batch tokens"] | None = None,
+        active: Shaped[Tensor, "rows keys"] | None = None,
     ) -> Routed:
         """Route one batch.
 
         Args:
             hidden_states: H `[B, T, D]`, any floating dtype.
-            active: Which tokens may be routed; None means all.
+            active: Which tokens may be routed, `[B, T]`; a mask of another length is aligned from
+                the right. None means all.
 
         Returns:
             Gates, route and logits, `[B, T]` each, on the device of `hidden_states`.
 
         Raises:
-            ShapeError: A width other than D.
+            ShapeError: A width other than D, or a mask of another batch.
         """
         logits = self.logits(hidden_states)
+        active = align(active, *logits.shape)
         if active is None:
             active = torch.ones_like(logits, dtype=torch.bool)
         gate = self._relaxed(logits).masked_fill(~active, 0.0)

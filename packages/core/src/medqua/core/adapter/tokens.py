@@ -64,7 +64,7 @@ def align(mask: Tensor | None, batch: int, tokens: int) -> Bool[Tensor, "batch t
             f"attention_mask or input_ids has batch {mask.shape[0]}, the hidden states have "
             f"{batch}; needed the same: pass the mask that belongs to these inputs"
         )
-    mask = mask[:, -tokens:]
+    mask = mask[:, -tokens:].bool()
     return nn.functional.pad(mask, (tokens - mask.shape[1], 0), value=True)
 
 
