@@ -35,9 +35,10 @@ def show(results: Sequence[Result], provenance: Provenance) -> None:
         console.print("No image files found.")
     console.print(
         f"{len(read)} read, {len(refused)} refused. Model {escape(provenance.backbone)}, bundle "
-        f"{provenance.bundle[:12]}. {escape(provenance.intended_use)}",
+        f"{provenance.bundle[:12]}.",
         highlight=False,
     )
+    console.print(escape(provenance.intended_use), style="bold", highlight=False)
 
 
 def _findings(results: Sequence[Result], provenance: Provenance) -> Table:

@@ -39,7 +39,8 @@ class Provenance:
     """Profile of the image specification."""
 
     engines: tuple[str, ...]
-    """Engines of the adapter's quantum bottlenecks; empty without an adapter."""
+    """Engines of the adapter's quantum bottlenecks as configured (`auto`: the cheapest for each
+    batch); empty without an adapter."""
 
     calibrated: bool
     """Whether any temperature differs from 1."""
