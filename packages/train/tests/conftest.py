@@ -11,6 +11,7 @@ SMALL = (
     "optim.batch_size=8",
     "optim.epochs=2",
     "run.log_every=1",
+    "run.threads=1",
     "evaluation.bootstrap=20",
     "evaluation.batch_size=8",
     "backbone.prompt=Findings?",

@@ -1,9 +1,10 @@
 """The model of a recipe: backbone, adapter, head."""
 
 import warnings
+from typing import cast
 
 import torch
-from peft import PeftMixedModel, PeftModel, get_peft_model
+from peft import PeftModel, get_peft_model
 from transformers import PreTrainedModel
 
 from medqua.core.model.backbone import TINY, Backbone, load_backbone
@@ -47,11 +48,11 @@ def build_model(recipe: Recipe, n_labels: int) -> tuple[MedQuaClassifier, Backbo
     return classifier, backbone
 
 
-def _adapted(model: PreTrainedModel, recipe: Recipe) -> PeftModel | PeftMixedModel:
+def _adapted(model: PreTrainedModel, recipe: Recipe) -> PeftModel:
     """The backbone with its adapter."""
     with warnings.catch_warnings():  # peft reads an attribute that transformers has renamed
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")
-        return get_peft_model(model, recipe.adapter)
+        return cast(PeftModel, get_peft_model(model, recipe.adapter))
 
 
 def count_parameters(model: torch.nn.Module) -> tuple[int, int]:
