@@ -22,7 +22,6 @@ PAULIS = {
     "ry": np.array([[0, -1j], [1j, 0]]),
     "rz": np.array([[1, 0], [0, -1]]),
 }
-FAST = [name for name in ENGINES if name != "cudaq"]
 
 
 def numpy_columns(gates, columns, phi, theta):
@@ -85,6 +84,10 @@ def evaluate(name, ansatz, depth, angles, theta):
     return make_engine(name, ansatz).compile(theta, (depth,))[depth](angles)
 
 
+def observe(ansatz, depth, angles, theta):
+    return CudaqEngine(ansatz, observe=True).compile(theta, (depth,))[depth](angles)
+
+
 def gradients(function, *inputs):
     inputs = [value.clone().requires_grad_() for value in inputs]
     value = function(*inputs)
@@ -96,7 +99,7 @@ def close(tolerance):
     return {"rtol": 0.0, "atol": tolerance}
 
 
-@pytest.mark.parametrize("name", FAST)
+@pytest.mark.parametrize("name", ENGINES)
 @settings(max_examples=25, deadline=None)
 @given(case=circuits())
 def test_engine_equals_numpy_in_float64(name, case):
@@ -105,7 +108,7 @@ def test_engine_equals_numpy_in_float64(name, case):
     np.testing.assert_allclose(evaluate(name, *case), expected, **close(1e-10))
 
 
-@pytest.mark.parametrize("name", FAST)
+@pytest.mark.parametrize("name", ENGINES)
 @settings(max_examples=25, deadline=None)
 @given(case=circuits())
 def test_engine_in_float32_equals_float64_to_1e_6(name, case):
@@ -116,13 +119,13 @@ def test_engine_in_float32_equals_float64_to_1e_6(name, case):
     torch.testing.assert_close(value.double(), expected, **close(1e-6))
 
 
-@pytest.mark.parametrize("name", FAST)
+@pytest.mark.parametrize("name", ENGINES)
 @settings(max_examples=10, deadline=None)
 @given(case=circuits(max_qubits=5))
 def test_engine_cudaq_kernel_and_pennylane_agree_in_value_and_gradient(name, case):
     ansatz, depth, angles, theta = case
     engine = evaluate(name, *case)
-    kernel = evaluate("cudaq", *case)
+    kernel = observe(*case)
     pennylane = pennylane_circuit(ansatz, depth)
     reference = torch.stack([pennylane(phi, theta) for phi in angles])
     torch.testing.assert_close(engine, kernel, **close(1e-10))
@@ -145,7 +148,7 @@ def test_engine_cudaq_kernel_and_pennylane_agree_in_value_and_gradient(name, cas
 def test_cudaq_kernel_equals_numpy(case):
     ansatz, depth, angles, theta = case
     expected = numpy_expectations(ansatz, angles[:1].numpy(), theta.numpy(), depth)
-    value = evaluate("cudaq", ansatz, depth, angles[:1], theta)
+    value = observe(ansatz, depth, angles[:1], theta)
     np.testing.assert_allclose(value, expected, **close(1e-10))
 
 
@@ -153,7 +156,7 @@ def test_cudaq_kernel_equals_numpy(case):
 @given(case=circuits(max_qubits=3, max_depth=2))
 def test_cudaq_kernel_trains_by_parameter_shift(case):
     ansatz, depth, angles, theta = case
-    ours = gradients(lambda a, t: evaluate("cudaq", ansatz, depth, a, t), angles[:2], theta)
+    ours = gradients(lambda a, t: observe(ansatz, depth, a, t), angles[:2], theta)
     theirs = gradients(lambda a, t: evaluate("dense", ansatz, depth, a, t), angles[:2], theta)
     for got, expected in zip(ours, theirs, strict=True):
         torch.testing.assert_close(got, expected, **close(1e-9))

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from medqua.core.model.bundle import Bundle as Bundle
     from medqua.core.quantum.ansatz import Ansatz as Ansatz
     from medqua.core.quantum.bottleneck import VariationalBottleneck as VariationalBottleneck
+    from medqua.core.quantum.noise import NoiseModel as NoiseModel
     from medqua.core.vision.image import ImageSpec as ImageSpec
     from medqua.core.vision.image import read_image as read_image
 
@@ -27,6 +28,7 @@ _HOME: dict[str, str] = {
     "find_decoder_layers": "medqua.core.adapter.placement",
     "Bundle": "medqua.core.model.bundle",
     "Ansatz": "medqua.core.quantum.ansatz",
+    "NoiseModel": "medqua.core.quantum.noise",
     "VariationalBottleneck": "medqua.core.quantum.bottleneck",
     "ImageSpec": "medqua.core.vision.image",
     "read_image": "medqua.core.vision.image",

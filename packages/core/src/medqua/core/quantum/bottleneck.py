@@ -1,6 +1,7 @@
 """The variational bottleneck: angles of the routed tokens in, expectation values out."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -8,7 +9,10 @@ from torch import Tensor, nn
 
 from medqua.core.errors import ConfigError, ShapeError
 from medqua.core.quantum.ansatz import Ansatz
-from medqua.core.quantum.engine import Program, make_engine
+from medqua.core.quantum.cost import cheapest
+from medqua.core.quantum.engine import Engine, Program, make_engine
+from medqua.core.quantum.noise import NoiseModel
+from medqua.core.quantum.shots import sample
 
 INITIAL_STD = 0.4
 """Standard deviation of the initial rotation angles (radian): far enough from zero, where the
@@ -26,15 +30,19 @@ class VariationalBottleneck(nn.Module):
         max_depth: Largest number of layers, at least 1.
         encoding: Rotation that encodes an angle: `ry` or `rx`.
         entangler: `ring`, `line`, `all` or `none`: see `Ansatz`.
-        engine: `auto`, or the name of one of `medqua.core.quantum.engine.ENGINES`.
-        noise: Not offered by this version.
-        shots: Not offered by this version: expectation values are exact.
-        seed: Seed of the shots.
-        target: CUDA-Q target of the `cudaq` engine; `qpp-cpu` is the one of this version.
+        engine: `auto` (the cheapest for the number of tokens, see `engine_for`), or the name of
+            one of `medqua.core.quantum.engine.ENGINES`.
+        noise: Noise after gates and at the readout, exact in expectation; strengths given as
+            tensors are differentiated, and remain the caller's to optimise.
+        shots: Number of measurements of each token: <Z_i> is then an average of that many +-1,
+            drawn for each qubit by itself. The gradient is that of the expectation value.
+        seed: Seed of the shots: call number k after construction draws the same again. Without
+            it they come from the global generator.
+        target: CUDA-Q target of the `cudaq` engine.
 
     Raises:
-        ConfigError: A size or a name that does not exist.
-        QuantumError: An engine or a target that is not installed.
+        ConfigError: A size, a number of shots or a name that does not exist.
+        QuantumError: An engine or a target that is not installed or lacks a capability.
     """
 
     theta: nn.Parameter
@@ -49,21 +57,23 @@ class VariationalBottleneck(nn.Module):
         encoding: str = "ry",
         entangler: str = "ring",
         engine: str = "auto",
-        noise: None = None,
+        noise: NoiseModel | None = None,
         shots: int | None = None,
         seed: int | None = None,
         target: str = "qpp-cpu",
     ) -> None:
         super().__init__()
         self.ansatz = Ansatz(n_qubits, max_depth, encoding=encoding, entangler=entangler)
-        for name, value in (("noise", noise), ("shots", shots), ("seed", seed)):
-            if value is not None:
-                raise ConfigError(f"{name} is {value!r}: this version is exact; leave {name} out")
-        if target != "qpp-cpu":
-            raise ConfigError(f"target is {target!r}: this version runs on 'qpp-cpu'")
-        self.engine = ("fourier" if n_qubits <= 9 else "dense") if engine == "auto" else engine
+        if shots is not None and shots < 1:
+            raise ConfigError(f"shots is {shots}: at least 1, or None for exact expectation values")
+        if seed is not None and shots is None:
+            raise ConfigError(f"seed is {seed} but shots is None: exact values need no seed")
+        self.engine, self.noise, self.shots, self.seed = engine, noise, shots, seed
         self.target = target
-        self._engine = make_engine(self.engine, self.ansatz)
+        self._calls = 0
+        self._engines: dict[str, Engine] = {}
+        self._cache: dict[tuple[str, int, torch.dtype, torch.device], tuple[Tensor, Program]] = {}
+        self._engine(self.engine_for(1))  # refuse now what cannot run
         self.theta = nn.Parameter(torch.empty(self.ansatz.theta_shape))
         self.reset_parameters()
 
@@ -73,6 +83,16 @@ class VariationalBottleneck(nn.Module):
             self.theta.normal_(std=INITIAL_STD)
             self.theta[-1, :, 2] = 0.0
 
+    def engine_for(self, tokens: int) -> str:
+        """Return the name of the engine that evaluates so many tokens of one depth."""
+        if self.engine != "auto":
+            return self.engine
+        if self.target != "qpp-cpu":
+            return "cudaq"
+        frozen = not self.training and not torch.is_grad_enabled()
+        return cheapest(self.ansatz, tokens, noisy=self.noise is not None, prepared=frozen)
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def forward(self, angles: Tensor, depth: int | Tensor) -> Float[Tensor, "tokens n_qubits"]:
         """Return <Z_i> of every token.
 
@@ -92,6 +112,7 @@ class VariationalBottleneck(nn.Module):
 
         Raises:
             ShapeError: A wrong shape, a depth out of range, or angles that are not finite.
+            QuantumError: Second derivatives are asked for.
         """
         n, limit = self.ansatz.n_qubits, self.ansatz.max_depth
         if angles.ndim != 2 or angles.shape[1] != n or not angles.is_floating_point():
@@ -99,26 +120,23 @@ class VariationalBottleneck(nn.Module):
                 f"angles are {angles.dtype} of shape {list(angles.shape)}: the bottleneck needs "
                 f"floating point [tokens, {n}], one angle for each of its {n} qubits"
             )
-        dtype = torch.float64 if angles.dtype == torch.float64 else torch.float32
         with torch.autocast(angles.device.type, enabled=False):
-            angles, theta = angles.to(dtype), self.theta.to(dtype)
-            counts: list[int] | None = None
+            angles = angles if angles.dtype == torch.float64 else angles.float()
             if isinstance(depth, Tensor):
                 counts = self._count(angles, depth)
-            elif not 0 <= depth <= limit:
-                raise ShapeError(f"depth is {depth}: the bottleneck has circuits of 0..{limit}")
-            elif angles.device.type == "cpu" and not torch.isfinite(angles.detach()).all():
-                raise ShapeError(NOT_FINITE)
-            if not angles.shape[0]:
-                return angles.cos() + 0.0 * theta.sum()
-            if not isinstance(depth, Tensor):
-                return self._run(self._compile(theta, (depth,)), depth, angles) + 0.0 * theta.sum()
-            assert counts is not None
-            programs = self._compile(theta, tuple(d for d, c in enumerate(counts) if c))
-            order = depth.argsort(stable=True)
-            buckets = torch.split(angles[order], counts)
-            values = [self._run(programs, d, b) for d, b in enumerate(buckets) if b.shape[0]]
-            return torch.cat(values)[order.argsort()] + 0.0 * theta.sum()
+                order = depth.argsort(stable=True)
+                buckets = torch.split(angles[order], counts)
+                values = self._evaluate({d: b for d, b in enumerate(buckets) if len(b)}, angles)
+                values = values[order.argsort()]
+            else:
+                if not 0 <= depth <= limit:
+                    raise ShapeError(f"depth is {depth}: the bottleneck has circuits of 0..{limit}")
+                if angles.device.type == "cpu" and not torch.isfinite(angles.detach()).all():
+                    raise ShapeError(NOT_FINITE)
+                values = self._evaluate({depth: angles} if len(angles) else {}, angles)
+            if self.shots is not None:
+                values = sample(values, self.shots, self._next_seed())
+            return values
 
     def _count(self, angles: Tensor, depth: Tensor) -> list[int]:
         """Return how many tokens have each depth, with one transfer to the host."""
@@ -140,22 +158,72 @@ class VariationalBottleneck(nn.Module):
             raise ShapeError(NOT_FINITE)
         return counts
 
-    def _compile(self, theta: Tensor, depths: tuple[int, ...]) -> Mapping[int, Program]:
-        """Return the programs of the depths that need one."""
-        return self._engine.compile(theta, tuple(d for d in depths if d))
+    def _evaluate(self, buckets: Mapping[int, Tensor], like: Tensor) -> Tensor:
+        """Return <Z_i> of tokens that are bucketed by depth, in the order of the buckets."""
+        tokens = sum(len(bucket) for bucket in buckets.values())
+        name = self.engine_for(max(1, tokens // max(1, len(buckets))))
+        needed = tuple(d for d in buckets if d or self.noise is not None)
+        programs = self._programs(name, needed, like)
+        values = [programs[d](b) if d in programs else b.cos() for d, b in buckets.items()]
+        result = torch.cat(values) if len(values) > 1 else values[0] if values else like.cos()
+        if torch.is_grad_enabled() and self.theta.requires_grad:
+            result = result + 0.0 * self.theta.sum().to(like.dtype)
+        return result
 
-    @staticmethod
-    def _run(programs: Mapping[int, Program], depth: int, angles: Tensor) -> Tensor:
-        """Return <Z_i> of tokens of one depth."""
-        return programs[depth](angles) if depth else angles.cos()
+    def _programs(self, name: str, depths: tuple[int, ...], like: Tensor) -> Mapping[int, Program]:
+        """Return the programs of some depths; with frozen parameters those of the last time."""
+        if not depths:
+            return {}
+        engine = self._engine(name)
+        frozen = not (torch.is_grad_enabled() and self.theta.requires_grad)
+        if self.training or not frozen or self._noise_learns:
+            self._cache.clear()
+            return engine.compile(self.theta.to(like.dtype), depths)
+        programs = {}
+        with torch.inference_mode(False), torch.no_grad():
+            for d in depths:
+                key = (name, d, like.dtype, self.theta.device)
+                bound, program = self._cache.get(key, (None, None))
+                if bound is None or program is None or not self._unchanged(bound):
+                    bound = self.theta.detach().clone()
+                    program = engine.compile(bound.to(like.dtype), (d,))[d]
+                    self._cache[key] = (bound, program)
+                programs[d] = program
+        return programs
+
+    def _unchanged(self, bound: Tensor) -> bool:
+        """Return whether `theta` still has the values that a program was made of."""
+        return torch.equal(self.theta, bound)
+
+    @property
+    def _noise_learns(self) -> bool:
+        """Whether a strength of the noise may change between calls."""
+        return self.noise is not None and self.noise.holds_tensors
+
+    def _engine(self, name: str) -> Engine:
+        """Return an engine, made when first needed."""
+        if name not in self._engines:
+            self._engines[name] = make_engine(name, self.ansatz, self.noise, self.target)
+        return self._engines[name]
+
+    def _next_seed(self) -> int | None:
+        """Return the seed of this call's shots."""
+        self._calls += 1
+        return None if self.seed is None else hash((self.seed, self._calls)) & 2**63 - 1
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave what can be made again out of copies and pickles."""
+        return {**self.__dict__, "_engines": {}, "_cache": {}}
 
     def extra_repr(self) -> str:
-        """Show the circuit and the engine that was chosen."""
+        """Show the circuit and how it is evaluated."""
         a = self.ansatz
-        return (
+        text = (
             f"n_qubits={a.n_qubits}, max_depth={a.max_depth}, encoding={a.encoding!r}, "
             f"entangler={a.entangler!r}, engine={self.engine!r}"
         )
+        text += "" if self.noise is None else ", noisy"
+        return text + ("" if self.shots is None else f", shots={self.shots}")
 
 
 NOT_FINITE = (

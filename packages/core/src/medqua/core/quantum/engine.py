@@ -16,6 +16,7 @@ from torch import Tensor
 
 from medqua.core.errors import ConfigError
 from medqua.core.quantum.ansatz import Ansatz
+from medqua.core.quantum.noise import NoiseModel
 
 
 @runtime_checkable
@@ -25,7 +26,8 @@ class Program(Protocol):
     def __call__(self, angles: Float[Tensor, "tokens n_qubits"], /) -> Tensor:
         """Return <Z_i>, `[tokens, n_qubits]`, in the dtype and on the device of `angles`.
 
-        `angles` (radian) are float32 or float64. Differentiable in them and in the parameters.
+        `angles` (radian) are float32 or float64. Differentiable once in them and in the
+        parameters.
         """
 
 
@@ -33,13 +35,10 @@ class Program(Protocol):
 class Engine(Protocol):
     """A way to evaluate the circuit exactly."""
 
-    def __init__(self, ansatz: Ansatz) -> None:
-        """Take the circuit; holds no state that depends on parameters."""
-
     def compile(
         self, theta: Float[Tensor, "max_depth n_qubits 3"], depths: Sequence[int]
     ) -> Mapping[int, Program]:
-        """Return a program for each of `depths` (all at least 1), in the dtype of `theta`."""
+        """Return a program for each of `depths`, in the dtype and on the device of `theta`."""
 
 
 ENGINES = {
@@ -49,17 +48,31 @@ ENGINES = {
 }
 """Engine name -> where it is defined; loaded when first asked for."""
 
+NOISY = ("fourier", "cudaq")
+"""Engines that take a noise model."""
 
-def make_engine(name: str, ansatz: Ansatz) -> Engine:
+
+def make_engine(
+    name: str, ansatz: Ansatz, noise: NoiseModel | None = None, target: str = "qpp-cpu"
+) -> Engine:
     """Return the engine called `name` for one circuit.
 
     Raises:
-        ConfigError: No engine has this name.
+        ConfigError: No engine has this name, or it cannot do what is asked.
+        QuantumError: CUDA-Q or its target is absent, or lacks a capability.
     """
     if name not in ENGINES:
-        raise ConfigError(
-            f"engine is {name!r}: choose one of 'auto', {', '.join(map(repr, ENGINES))}"
-        )
+        names = ", ".join(map(repr, ("auto", *ENGINES)))
+        raise ConfigError(f"engine is {name!r}: choose one of {names}")
+    if noise is not None and name not in NOISY:
+        raise ConfigError(f"engine {name!r} is noiseless: choose one of {', '.join(NOISY)}")
+    if target != "qpp-cpu" and name != "cudaq":
+        raise ConfigError(f"target {target!r} is for engine='cudaq', not for engine={name!r}")
     module, _, attribute = ENGINES[name].partition(":")
-    engine: Engine = getattr(import_module(module), attribute)(ansatz)
+    factory = getattr(import_module(module), attribute)
+    engine: Engine
+    if name == "cudaq":
+        engine = factory(ansatz, noise, target)
+    else:
+        engine = factory(ansatz, noise) if name in NOISY else factory(ansatz)
     return engine

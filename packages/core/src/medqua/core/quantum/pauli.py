@@ -1,55 +1,137 @@
 """Observables in the Heisenberg picture, as real vectors over Pauli strings.
 
 One qubit's Paulis are ordered I, Z, X, Y: the digit `2 x + z` of the symplectic bits (x, z), so
-that a CNOT is bit arithmetic. An observable of n qubits is `[4] * n` real coefficients. A state
-encoded by RY(phi) has the Bloch coordinates (1, cos phi, sin phi, 0) in this order: what remains
-of an observable after the sweep is the first three digits of each axis.
+that a CNOT is bit arithmetic. An observable of n qubits is `4^n` real coefficients, qubit 0 the
+most significant digit. A state encoded by RY(phi) has the Bloch coordinates (1, cos phi, sin phi,
+0) in this order: what counts of an observable after the sweep is the first three digits.
+
+A gate or channel that maps Bloch coordinates by `r' = T r` maps coefficients back by `o = T^T o'`.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int8, Int64
+from jaxtyping import Float, Inexact, Int64
 from torch import Tensor
 
-Z = 1
-"""Digit of the Pauli Z."""
+GROUP = 3
+"""Qubits whose matrices are multiplied out before they meet the observable: 64 x 64 is large
+enough for a fast matrix product and small enough to cost little more arithmetic."""
 
 
-def rotations_to_bloch(theta: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch 4 4"]:
-    """Return the action of RX, then RY, then RZ on the coordinates (I, Z, X, Y) of one qubit.
-
-    `r' = T r` maps Bloch coordinates; an observable's coefficients go the other way, `o' = T^T o`.
-    """
-    a, b, c = theta.unbind(-1)
-    (ca, sa), (cb, sb), (cc, sc) = ((v.cos(), v.sin()) for v in (a, b, c))
-    o, i = torch.zeros_like(a), torch.ones_like(a)
-    # rows z, x, y of Rz(c) Ry(b) Rx(a) acting on columns z, x, y
-    rows = (
-        (i, o, o, o),
-        (o, cb * ca, -sb, cb * sa),
-        (o, cc * sb * ca + sc * sa, cc * cb, cc * sb * sa - sc * ca),
-        (o, sc * sb * ca - cc * sa, sc * cb, sc * sb * sa + cc * ca),
-    )
-    return torch.stack([torch.stack(row, -1) for row in rows], -2)
+def bloch_rotation(axis: str, angle: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch 4 4"]:
+    """Return T of `exp(-i angle P / 2)`, P the Pauli of `axis` (`rx`, `ry` or `rz`)."""
+    first, second = {"rx": (3, 1), "ry": (1, 2), "rz": (2, 3)}[axis]  # turns first into second
+    matrix = torch.eye(4, dtype=angle.dtype, device=angle.device).repeat(*angle.shape, 1, 1)
+    cosine, sine = angle.cos(), angle.sin()
+    matrix[..., first, first] = cosine
+    matrix[..., second, second] = cosine
+    matrix[..., second, first] = sine
+    matrix[..., first, second] = -sine
+    return matrix
 
 
-def entangler_permutation(
-    n_qubits: int, pairs: Sequence[tuple[int, int]]
-) -> tuple[Int64[Tensor, " strings"], Int8[Tensor, " strings"]]:
-    """Return how CNOTs carry Pauli strings backward: `new[p] = sign[p] * old[source[p]]`.
+def carry(
+    n_qubits: int, pairs: Sequence[tuple[int, int]], strings: Int64[np.ndarray, " strings"]
+) -> tuple[Int64[np.ndarray, " strings"], Int64[np.ndarray, " strings"]]:
+    """Carry Pauli strings through CNOTs: `CNOT P CNOT = sign * P'`, one after the other.
 
     Args:
-        n_qubits: Number of qubits n; there are 4^n strings.
-        pairs: (control, target) of the CNOTs in the order in which they act on the state.
+        n_qubits: Number of qubits.
+        pairs: (control, target) in the order in which the strings meet them: that of the circuit
+            to go forward, the reverse to go backward.
+        strings: Pauli strings as numbers in base 4.
+
+    Returns:
+        The new strings and their signs, 1 or -1.
     """
-    strings = np.arange(4**n_qubits, dtype=np.int64)
-    shift = [2 * (n_qubits - 1 - q) for q in range(n_qubits)]
-    sign = np.zeros_like(strings)
-    for c, t in pairs:
-        xc, zc = strings >> (shift[c] + 1) & 1, strings >> shift[c] & 1
-        xt, zt = strings >> (shift[t] + 1) & 1, strings >> shift[t] & 1
-        sign ^= xc & zt & (xt ^ zc ^ 1)
-        strings = strings ^ (xc << (shift[t] + 1)) ^ (zt << shift[c])
-    return torch.from_numpy(strings), torch.from_numpy((1 - 2 * sign).astype(np.int8))
+    odd = np.zeros_like(strings)
+    for control, target in pairs:
+        c, t = 2 * (n_qubits - 1 - control), 2 * (n_qubits - 1 - target)
+        xc, zc = strings >> (c + 1) & 1, strings >> c & 1
+        xt, zt = strings >> (t + 1) & 1, strings >> t & 1
+        odd ^= xc & zt & (xt ^ zc ^ 1)
+        strings = strings ^ xc << (t + 1) ^ zt << c
+    return strings, 1 - 2 * odd
+
+
+class Permutation:
+    """CNOTs as a signed permutation of coefficients: `new[s] = sign[s] * old[source[s]]`.
+
+    A string s before the CNOTs is what `source[s]` after them was.
+    """
+
+    def __init__(self, n_qubits: int, pairs: Sequence[tuple[int, int]]) -> None:
+        source, sign = carry(n_qubits, pairs, np.arange(4**n_qubits))
+        self.source = torch.from_numpy(source)
+        self.sign = torch.from_numpy(sign).to(torch.int8)
+        self.inverse = torch.empty_like(self.source)
+        self.inverse[self.source] = torch.arange(4**n_qubits)
+        self.trivial = not pairs
+
+    def __call__(self, observables: Float[Tensor, "m strings"]) -> Float[Tensor, "m strings"]:
+        """Carry observables from after the CNOTs to before them."""
+        if self.trivial:
+            return observables
+        if self.source.device != observables.device:
+            self.source = self.source.to(observables.device)
+            self.inverse = self.inverse.to(observables.device)
+            self.sign = self.sign.to(observables.device)
+        moved: Tensor = Gather.apply(  # type: ignore[no-untyped-call]
+            observables, self.source, self.inverse
+        )
+        return moved * self.sign.to(observables.dtype)
+
+
+class Gather(torch.autograd.Function):
+    """`x[:, source]` for a permutation, whose gradient is a gather too and not a scatter."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, source: Tensor, inverse: Tensor) -> Tensor:
+        """Take the columns `source` of `x`; `inverse` is the inverse permutation."""
+        ctx.save_for_backward(source, inverse)
+        return x.index_select(1, source)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        """Put them back."""
+        source, inverse = ctx.saved_tensors
+        result: Tensor = Gather.apply(grad, inverse, source)  # type: ignore[no-untyped-call]
+        return result, None, None
+
+
+def kron(matrices: Sequence[Tensor]) -> Tensor:
+    """Return the Kronecker product over the last two axes of `[..., r, c]` matrices."""
+    result = matrices[0]
+    for matrix in matrices[1:]:
+        result = (result[..., :, None, :, None] * matrix[..., None, :, None, :]).flatten(-2)
+        result = result.flatten(-3, -2)
+    return result
+
+
+def apply_each(
+    matrices: Inexact[Tensor, "n r c"], tensor: Inexact[Tensor, "m size"]
+) -> Inexact[Tensor, "m result"]:
+    """Multiply axis q of `tensor`, seen as `[m] + [c] * n`, by `matrices[q]`, for every q.
+
+    Each product moves its axes to the end, so that the next ones are in front: after all of them
+    the order is the first one again, and no copy was made but the products themselves.
+    """
+    m = tensor.shape[0]
+    for first in range(0, matrices.shape[0], GROUP):
+        product = kron(matrices[first : first + GROUP].unbind())  # [r^g, c^g]
+        tensor = tensor.reshape(m, product.shape[1], -1).mT @ product.mT
+    return tensor.reshape(m, -1)
+
+
+def apply_some(
+    matrix: Float[Tensor, "size size"], qubits: Sequence[int], tensor: Float[Tensor, "m strings"]
+) -> Float[Tensor, "m strings"]:
+    """Multiply the axes `qubits` of `tensor`, seen as `[m] + [4] * n`, by one matrix."""
+    m, n = tensor.shape[0], (tensor.shape[1].bit_length() - 1) // 2
+    front = [1 + q for q in qubits]
+    axes = tensor.reshape(m, *[4] * n).movedim(front, list(range(len(front))))
+    result = matrix @ axes.reshape(matrix.shape[1], -1)
+    return result.reshape(axes.shape).movedim(list(range(len(front))), front).reshape(m, -1)

@@ -1,6 +1,7 @@
-"""CUDA-Q as an engine: the kernels of `kernels.py` on one of its targets."""
+"""CUDA-Q as an engine: the kernels of `kernels.py` on one of its simulators."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -8,48 +9,126 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from medqua.core.errors import QuantumError
 from medqua.core.quantum.ansatz import Ansatz
+from medqua.core.quantum.dense import DenseProgram, rotations_to_unitary
+from medqua.core.quantum.noise import NoiseModel
+from medqua.core.quantum.pauli import kron
+
+Array = np.ndarray
+
+EXACT = ("qpp-cpu", "nvidia", "nvidia-fp64")
+"""Statevector targets: noiseless, and `get_unitary` stands for what they would do."""
+
+NOISY = ("density-matrix-cpu",)
+"""Targets on which `observe` applies a noise model; others would ignore it."""
 
 
 class CudaqEngine:
-    """Evaluates <Z_i> by `cudaq.observe`, one token after the other; parameter-shift gradients.
+    """The circuit on a CUDA-Q target.
+
+    On a noiseless statevector target up to 10 qubits CUDA-Q makes the unitary of the layers
+    (`get_unitary`) and all tokens are multiplied by it; the derivative in an angle is the exact
+    `dU/dv = U(v + pi) / 2`. Elsewhere each token is one `observe`, with parameter-shift gradients.
+
+    Args:
+        ansatz: The circuit.
+        noise: Channels and readout errors; needs a target that simulates them.
+        target: Name of a CUDA-Q target.
+        observe: Evaluate by `observe` in any case.
 
     Raises:
-        QuantumError: CUDA-Q is not installed.
+        QuantumError: CUDA-Q or the target is absent, or the target ignores noise.
     """
 
-    def __init__(self, ansatz: Ansatz) -> None:
-        from medqua.core.quantum import kernels  # importing CUDA-Q takes half a second
-
+    def __init__(
+        self,
+        ansatz: Ansatz,
+        noise: NoiseModel | None = None,
+        target: str = "qpp-cpu",
+        observe: bool = False,
+    ) -> None:
         self.ansatz = ansatz
-        self._kernels = kernels
+        self.noise = noise
+        self.target = target
+        self.by_unitary = (
+            noise is None and target in EXACT and ansatz.n_qubits <= 10 and not observe
+        )
+        cudaq = self._cudaq()
+        if target not in EXACT + NOISY or not cudaq.has_target(target):
+            here = [name for name in EXACT + NOISY if cudaq.has_target(name)]
+            raise QuantumError(
+                f"CUDA-Q target {target!r} cannot evaluate the bottleneck here: choose one of "
+                + ", ".join(here)
+            )
+        if noise is not None and target not in NOISY:
+            raise QuantumError(
+                f"CUDA-Q target {target!r} ignores noise: choose target={NOISY[0]!r}, or "
+                "engine='fourier', which is exact with noise"
+            )
+
+    @staticmethod
+    def _cudaq() -> ModuleType:
+        """Return CUDA-Q, imported when first needed: it takes half a second."""
+        from medqua.core.quantum import kernels
+
+        module: ModuleType = kernels.cudaq
+        return module
 
     def compile(
         self, theta: Float[Tensor, "max_depth n_qubits 3"], depths: Sequence[int]
-    ) -> "dict[int, CudaqProgram]":
+    ) -> "dict[int, DenseProgram | CudaqProgram]":
         """Return a program for each depth: see `Engine`."""
-        return {d: CudaqProgram(self, theta, d) for d in depths}
+        if not self.by_unitary:
+            return {d: CudaqProgram(self, theta, d) for d in depths}
+        n = self.ansatz.n_qubits
+        bits = torch.arange(2**n) >> torch.arange(n - 1, -1, -1)[:, None] & 1
+        signs = (1.0 - 2.0 * bits).to(theta)
+        make: Callable[..., Tensor] = _Unitary.apply
+        return {d: DenseProgram(make(theta, self, d), signs) for d in depths}
 
     def observe(self, phi: Sequence[float], theta: Sequence[float], depth: int) -> list[float]:
         """Return <Z_i> of one token; `theta` flat in C order."""
-        cudaq, n = self._kernels.cudaq, self.ansatz.n_qubits
-        observables = [cudaq.spin.z(i) for i in range(n)]
-        encoding, entangler = self._kernels.codes(self.ansatz)
-        result = cudaq.observe(
-            self._kernels.circuit, sum(observables), n, phi, theta, depth, encoding, entangler
-        )
-        return [result.expectation(z) for z in observables]
+        from medqua.core.quantum import kernels
 
-    def unitary(self, theta: Float[np.ndarray, "max_depth n_qubits 3"], depth: int) -> np.ndarray:
-        """Return the unitary of the first `depth` layers, complex `[2^n, 2^n]`, qubit 0 first."""
+        cudaq, n = kernels.cudaq, self.ansatz.n_qubits
+        if cudaq.get_target().name != self.target:
+            cudaq.set_target(self.target)
+        observables = [cudaq.spin.z(i) for i in range(n)]
+        options = (
+            {} if self.noise is None else {"noise_model": cudaq_noise(self.noise, self.ansatz)}
+        )
+        codes = kernels.codes(self.ansatz)
+        result = cudaq.observe(
+            kernels.circuit, sum(observables), n, phi, theta, depth, *codes, **options
+        )
+        values = [result.expectation(z) for z in observables]
+        if self.noise is None or self.noise.noiseless_readout:
+            return values
+        scale, shift = self.noise.readout_affine(n, torch.zeros((), dtype=torch.float64))
+        return (scale * torch.tensor(values, dtype=torch.float64) + shift).tolist()
+
+    def unitary(self, theta: Array, depth: int) -> Array:
+        """Return the unitary of the first `depth` layers, complex `[2^n, 2^n]`, qubit 0 first.
+
+        Args:
+            theta: Parameters, `[max_depth, n, 3]`.
+            depth: Number of layers.
+        """
+        from medqua.core.quantum import kernels
+
         n = self.ansatz.n_qubits
         if depth == 0:  # a kernel without gates has a 1 x 1 unitary
             return np.eye(2**n, dtype=np.complex128)
-        _, entangler = self._kernels.codes(self.ansatz)
+        _, entangler = kernels.codes(self.ansatz)
         flat = np.asarray(theta, dtype=np.float64).ravel().tolist()
-        return np.array(
-            self._kernels.cudaq.get_unitary(self._kernels.ansatz_only, n, flat, depth, entangler)
-        )
+        unitary = kernels.cudaq.get_unitary(kernels.ansatz_only, n, flat, depth, entangler)
+        return np.array(unitary)
+
+    def live(self, depth: int) -> list[tuple[int, ...]]:
+        """Return the indices of the parameters that a circuit of this depth has."""
+        dead: set[tuple[int, ...]] = set(self.ansatz.dead(depth))
+        return [k for k in np.ndindex(*self.ansatz.theta_shape) if k not in dead]
 
 
 class CudaqProgram:
@@ -68,50 +147,116 @@ class CudaqProgram:
         return result
 
 
+class _Unitary(torch.autograd.Function):
+    """The columns of the unitary, as `DenseProgram` takes them, from CUDA-Q.
+
+    A rotation is `exp(-i v P / 2)`, so that `dU/dv = U(v + pi) / 2`, exactly.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, theta: Tensor, engine: CudaqEngine, depth: int) -> Tensor:
+        ctx.save_for_backward(theta)
+        ctx.engine, ctx.depth = engine, depth
+        return theta.new_tensor(_columns(engine, _numpy(theta), depth))
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (theta,) = ctx.saved_tensors
+        values, weights = _numpy(theta), _numpy(grad)
+        result = np.zeros_like(values)
+        for k in ctx.engine.live(ctx.depth):
+            moved = values.copy()
+            moved[k] += np.pi
+            result[k] = np.vdot(weights, _columns(ctx.engine, moved, ctx.depth)) / 2
+        return theta.new_tensor(result), None, None
+
+
+def _columns(engine: CudaqEngine, theta: Array, depth: int) -> Array:
+    """Return the columns of the unitary, re and im apart, `[2^n, 2 * 2^n]`."""
+    columns = engine.unitary(theta, depth).T
+    if engine.ansatz.encoding == "rx":  # RX(phi) on the zero state is RZ(-pi/2) RY(phi) on it
+        turn = rotations_to_unitary(torch.tensor((0.0, 0.0, -torch.pi / 2), dtype=torch.float64))
+        columns = kron([turn] * engine.ansatz.n_qubits).numpy().T @ columns
+    return np.concatenate((columns.real, columns.imag), 1)
+
+
+def _numpy(tensor: Tensor) -> Array:
+    """Return a float64 copy on the host."""
+    return tensor.detach().double().cpu().numpy()
+
+
 class _Observe(torch.autograd.Function):
     """<Z_i> with the parameter-shift rule, exact for a rotation `exp(-i v P / 2)`.
 
-    `df/dv = (f(v + pi/2) - f(v - pi/2)) / 2`.
+    `df/dv = (f(v + pi/2) - f(v - pi/2)) / 2`, with noise after the gates too.
     """
 
     @staticmethod
     def forward(ctx: Any, angles: Tensor, theta: Tensor, engine: CudaqEngine, depth: int) -> Tensor:
         ctx.save_for_backward(angles, theta)
         ctx.engine, ctx.depth = engine, depth
-        flat = theta.detach().double().flatten().tolist()
-        rows = [engine.observe(phi, flat, depth) for phi in angles.detach().double().tolist()]
+        flat = _numpy(theta).ravel().tolist()
+        rows = [engine.observe(phi, flat, depth) for phi in _numpy(angles).tolist()]
         return angles.new_tensor(rows).reshape(angles.shape)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
         angles, theta = ctx.saved_tensors
-        engine, depth = ctx.engine, ctx.depth
-        flat = theta.detach().double().flatten().numpy(force=True)
-        dead = {np.ravel_multi_index(index, theta.shape) for index in engine.ansatz.dead(depth)}
-        live = [k for k in range(flat.size) if k not in dead]
-        weights = grad.detach().double().numpy(force=True)
-        grad_angles = np.zeros(angles.shape)
-        grad_theta = np.zeros(flat.shape)
-        for row, phi in enumerate(angles.detach().double().numpy(force=True)):
-
-            def shifted(values: np.ndarray, k: int, phi: np.ndarray = phi) -> np.ndarray:
-                difference = np.zeros(len(phi))
-                for step in (np.pi / 2, -np.pi / 2):
-                    moved = values.copy()
-                    moved[k] += step
-                    bound = (moved, flat) if values is phi else (phi, moved)
-                    z = engine.observe(bound[0].tolist(), bound[1].tolist(), depth)
-                    difference += np.sign(step) * np.array(z) / 2
-                return difference
-
+        engine, depth, values = ctx.engine, ctx.depth, _numpy(theta)
+        grad_angles, grad_theta = np.zeros(angles.shape), np.zeros(values.shape)
+        for row, (phi, weights) in enumerate(zip(_numpy(angles), _numpy(grad), strict=True)):
             for k in range(len(phi)):
-                grad_angles[row, k] = shifted(phi, k) @ weights[row]
-            for k in live:
-                grad_theta[k] += shifted(flat, k) @ weights[row]
-        return (
-            angles.new_tensor(grad_angles),
-            theta.new_tensor(grad_theta).view_as(theta),
-            None,
-            None,
-        )
+                grad_angles[row, k] = weights @ _shifted(engine, (phi, values), 0, (k,), depth)
+            for index in engine.live(depth):
+                grad_theta[index] += weights @ _shifted(engine, (phi, values), 1, index, depth)
+        return angles.new_tensor(grad_angles), theta.new_tensor(grad_theta), None, None
+
+
+def _shifted(
+    engine: CudaqEngine,
+    values: tuple[Array, Array],
+    which: int,
+    index: tuple[int, ...],
+    depth: int,
+) -> Array:
+    """Return the derivative of every <Z_i> in `values[which][index]`, of (phi, theta)."""
+    ends = []
+    for step in (np.pi / 2, -np.pi / 2):
+        moved = [value.copy() for value in values]
+        moved[which][index] += step
+        phi, theta = (value.ravel().tolist() for value in moved)
+        ends.append(np.array(engine.observe(phi, theta, depth)))
+    derivative: Array = (ends[0] - ends[1]) / 2
+    return derivative
+
+
+def cudaq_noise(noise: NoiseModel, ansatz: Ansatz) -> Any:
+    """Return the channels after gates as a `cudaq.NoiseModel`.
+
+    Readout errors are not in it: `observe` would ignore them; `CudaqEngine` applies them to its
+    exact expectation values.
+
+    Args:
+        noise: The noise model.
+        ansatz: The circuit, for the strengths of single qubits and CNOTs.
+    """
+    from medqua.core.quantum.kernels import cudaq
+
+    n, like = ansatz.n_qubits, torch.zeros((), dtype=torch.float64)
+    model = cudaq.NoiseModel()
+    for name in ("rx", "ry", "rz"):
+        for channel in noise.after(name):
+            for q, strength in enumerate(channel.strengths(n, like).tolist()):
+                model.add_channel(name, [q], cudaq.KrausChannel(channel.kraus(strength)))
+    for channel in noise.after("cx"):
+        strengths = channel.strengths(len(ansatz.pairs) if channel.depolarises else n, like)
+        for k, pair in enumerate(ansatz.pairs):
+            if channel.depolarises:
+                operators = channel.kraus(float(strengths[k]), qubits=2)
+            else:
+                each = [channel.kraus(float(strengths[q])) for q in pair]
+                operators = [np.kron(a, b) for a in each[0] for b in each[1]]
+            model.add_channel("x", list(pair), cudaq.KrausChannel(operators))
+    return model
