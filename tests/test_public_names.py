@@ -27,5 +27,6 @@ def test_every_public_name_loads_from_its_home():
 
 
 def test_importing_the_package_loads_neither_torch_nor_transformers():
-    code = "import sys, medqua.core; sys.exit(bool({'torch', 'transformers', 'cudaq'} & set(sys.modules)))"
+    heavy = {"torch", "transformers", "cudaq"}
+    code = f"import sys, medqua.core; sys.exit(bool({heavy} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

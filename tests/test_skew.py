@@ -26,11 +26,11 @@ GENUINE = (
 
 def frontal(tree: Path, suffix: str) -> list[Path]:
     """Phantom files that are not lateral."""
-    found = []
-    for dicom in sorted(tree.rglob("*.dcm")):
-        if pydicom.dcmread(dicom, stop_before_pixels=True).ViewPosition in ("AP", "PA"):
-            found.append(dicom.with_suffix(suffix))
-    return found
+    return [
+        dicom.with_suffix(suffix)
+        for dicom in sorted(tree.rglob("*.dcm"))
+        if pydicom.dcmread(dicom, stop_before_pixels=True).ViewPosition in ("AP", "PA")
+    ]
 
 
 def training_inputs(bundle: Bundle, file: Path, *, keep: bool) -> dict[str, torch.Tensor]:

@@ -9,12 +9,13 @@ PACKAGES = Path(__file__).resolve().parents[1] / "packages"
 MODULES = {  # distribution -> importable names, where they differ
     "cuda-quantum-cu13": "cudaq",
     "pillow": "PIL",
+    "python-gdcm": "gdcm",
     "scikit-learn": "sklearn",
     "tensorboard": "tensorboard",
 } | {f"medqua-{package.name}": "medqua" for package in PACKAGES.iterdir()}
 
 LOADED_BY_NAME = {  # never imported: found by the library that uses them
-    "core": ["accelerate", "pyjpegls", "pylibjpeg-openjpeg", "python-gdcm"],
+    "core": ["accelerate", "pyjpegls", "pylibjpeg", "pylibjpeg-openjpeg"],
     "train": ["tensorboard"],  # torch.utils.tensorboard
     "serve": [],
     "ui": ["medqua-serve"],
