@@ -118,7 +118,8 @@ def phantoms(
     from medqua.train.phantoms import NOTICE, generate
     from medqua.train.recipe import MimicData, load_recipe
 
-    keys = [f"data.phantoms.{override}" for override in overrides or ()]
+    keys = ["data.phantoms.dicom=true"]  # a whole tree, unless asked otherwise
+    keys += [f"data.phantoms.{override}" for override in overrides or ()]
     data = load_recipe("mimic", keys).data
     if not isinstance(data, MimicData):
         raise ConfigError("the recipe mimic is not one of MIMIC data")

@@ -83,7 +83,7 @@ class PhantomSection:
     patients: int = 600
     """Synthetic patients."""
 
-    size: int = 256
+    size: int = 224
     """Side of the images, in pixels."""
 
     seed: int = 0
