@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, brier_score_loss, roc_auc_score
 from torchmetrics.functional.classification import multilabel_auroc
@@ -80,6 +80,7 @@ def test_saturated_probabilities_do_not_tie():
     assert figures["macro_auprc"] == 1.0
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.integers(-50, 50), st.integers(0, 1)), min_size=1, max_size=30),
     st.integers(1, 5),

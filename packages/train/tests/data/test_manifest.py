@@ -1,7 +1,7 @@
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medqua.core.errors import DataError
@@ -42,6 +42,7 @@ def test_manifest_has_all_keys_in_order_and_is_sorted():
     assert manifest.counts()["train"] == {"images": 1, "studies": 0, "patients": 1}
 
 
+@settings(deadline=None)
 @given(st.permutations(range(3)))
 def test_fingerprint_does_not_know_the_order_of_rows(order):
     assert (

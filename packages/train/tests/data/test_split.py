@@ -1,5 +1,5 @@
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medqua.core.errors import ConfigError
@@ -14,6 +14,7 @@ def test_fractions_are_met_on_average():
     assert split.count("validate") / len(split) == pytest.approx(0.15, abs=0.025)
 
 
+@settings(deadline=None)
 @given(st.sets(st.text(max_size=8), min_size=1), st.text(max_size=8), st.integers(0, 9))
 def test_more_patients_move_nobody(patients, newcomer, seed):
     before = split_by_hash(sorted(patients), SplitFractions(), seed)

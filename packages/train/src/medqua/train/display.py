@@ -68,28 +68,26 @@ def log_line(console: Console, total: int, line: Mapping[str, Any]) -> None:
 def result_tables(metrics: Mapping[str, Any]) -> list[Table]:
     """The figures of `metrics.json` for people."""
     test, untrained = metrics["test"], metrics.get("untrained") or {}
-    labels = Table(title=f"Test split: {test['images']:,} images of {metrics['data']['source']}")
-    for name in (
-        "label",
-        "positives",
-        "AUROC",
-        "95 % interval",
-        "AUPRC",
-        "accuracy",
-        "all negative",
-    ):
-        labels.add_column(name, justify="left" if name == "label" else "right")
-    if untrained:
-        labels.add_column("untrained AUROC", justify="right")
+    labels = Table(
+        title=f"Test split: {test['images']:,} images of {metrics['data']['source']}",
+        box=None,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+    )
+    for name in ("label", "pos.", "AUROC", "95 % CI", "AUPRC", "acc./all no", "untrained"):
+        labels.add_column(name, justify="left" if name == "label" else "right", no_wrap=True)
     for name, row in test["per_label"].items():
         before = untrained.get("per_label", {}).get(name, {}).get("auroc")
-        labels.add_row(*_label_cells(name, row), *([_number(before)] if untrained else []))
-    labels.add_section()
+        labels.add_row(*_label_cells(name, row), _number(before))
     means = {**test, "auroc": test["macro_auroc"], "auprc": test["macro_auprc"], "positives": ""}
     means["auroc_ci95"] = test["macro_auroc_ci95"]
-    before = untrained.get("macro_auroc")
     cells = _label_cells(f"mean of {test['labels']}", means)
-    labels.add_row(*cells, *([_number(before)] if untrained else []), style="bold")
+    labels.add_row(*cells, _number(untrained.get("macro_auroc")), style="bold")
+    reasons: dict[str, list[str]] = {}
+    for name, row in test["per_label"].items():
+        if row["auroc"] is None:
+            reasons.setdefault(row["reason"], []).append(name)
+    labels.caption = "; ".join(f"{why}: {', '.join(names)}" for why, names in reasons.items())
     routers = Table(title="Adapter")
     for name in ("layer", "activation ratio", "threshold", "mean depth"):
         routers.add_column(name, justify="left" if name == "layer" else "right")
@@ -113,14 +111,15 @@ def result_tables(metrics: Mapping[str, Any]) -> list[Table]:
 
 
 def _label_cells(name: str, row: Mapping[str, Any]) -> list[str]:
+    """Label, positives, AUROC and interval, AUPRC, accuracy beside that of always saying no."""
     interval = row["auroc_ci95"]
-    shown = "" if interval is None else f"{interval[0]:.3f} to {interval[1]:.3f}"
     return [
         name,
         str(row["positives"]),
-        _number(row["auroc"]) if row["auroc"] is not None else f"none: {row.get('reason')}",
-        shown,
-        *(_number(row[key]) for key in ("auprc", "accuracy", "all_negative_accuracy")),
+        _number(row["auroc"]) or "none",
+        "" if interval is None else f"{interval[0]:.2f}-{interval[1]:.2f}",
+        _number(row["auprc"]),
+        f"{_number(row['accuracy'])}/{_number(row['all_negative_accuracy'])}",
     ]
 
 

@@ -128,12 +128,13 @@ class Manifest:
         frame = frame.with_columns(split_names(frame["split"], source))
         if frame["image"].null_count():
             raise DataError(f"{source} has {frame['image'].null_count()} rows without an image")
-        doubled = frame.height - frame["image"].n_unique()
-        if doubled:
-            example = frame["image"].filter(frame["image"].is_duplicated())[0]
+        if not frame["image"].is_sorted():
+            frame = frame.sort("image")
+        doubled = frame["image"].filter(frame["image"] == frame["image"].shift(1))
+        if doubled.len():
             raise DataError(
-                f"{source} lists {doubled} images more than once, among them {example}: "
-                "keep one row for each"
+                f"{source} lists images more than once, among them {doubled[0]}: keep one row "
+                "for each"
             )
         crossing = (
             frame.lazy()
@@ -150,7 +151,7 @@ class Manifest:
                 f"{source} has {crossing} patients in more than one split: a model would be tested "
                 "on people it has seen. Split by patient"
             )
-        return cls(frame.sort("image"), source)
+        return cls(frame, source)
 
     @property
     def labels(self) -> tuple[str, ...]:
