@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from medqua.core.errors import ConfigError, ShapeError
 from medqua.core.quantum.ansatz import Ansatz
-from medqua.core.quantum.cost import cheapest
+from medqua.core.quantum.cost import LARGEST, cheapest
 from medqua.core.quantum.engine import Engine, Program, make_engine
 from medqua.core.quantum.noise import NoiseModel
 from medqua.core.quantum.shots import sample
@@ -70,6 +70,11 @@ class VariationalBottleneck(nn.Module):
             raise ConfigError(f"seed is {seed} but shots is None: exact values need no seed")
         self.engine, self.noise, self.shots, self.seed = engine, noise, shots, seed
         self.target = target
+        if noise is not None and engine == "auto" and n_qubits > LARGEST["fourier"]:
+            raise ConfigError(
+                f"noise is for up to {LARGEST['fourier']} qubits, not {n_qubits}: above that choose "
+                "engine='cudaq' with target='density-matrix-cpu'"
+            )
         self._calls = 0
         self._engines: dict[str, Engine] = {}
         self._cache: dict[tuple[str, int, torch.dtype, torch.device], tuple[Tensor, Program]] = {}

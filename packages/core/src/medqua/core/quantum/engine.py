@@ -16,6 +16,7 @@ from torch import Tensor
 
 from medqua.core.errors import ConfigError
 from medqua.core.quantum.ansatz import Ansatz
+from medqua.core.quantum.cost import LARGEST
 from medqua.core.quantum.noise import NoiseModel
 
 
@@ -64,6 +65,11 @@ def make_engine(
     if name not in ENGINES:
         names = ", ".join(map(repr, ("auto", *ENGINES)))
         raise ConfigError(f"engine is {name!r}: choose one of {names}")
+    if ansatz.n_qubits > LARGEST.get(name, ansatz.n_qubits):
+        raise ConfigError(
+            f"engine {name!r} takes up to {LARGEST[name]} qubits, not {ansatz.n_qubits}: choose "
+            "'auto' or 'cudaq'"
+        )
     if noise is not None and name not in NOISY:
         raise ConfigError(f"engine {name!r} is noiseless: choose one of {', '.join(NOISY)}")
     if target != "qpp-cpu" and name != "cudaq":
