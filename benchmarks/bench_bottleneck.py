@@ -1,7 +1,7 @@
 # ruff: noqa: E402 - threads are set before the libraries that read them are imported
 """Tokens per core-second of the bottleneck, forward and backward, against every simulator here.
 
-    python benchmarks/bench_bottleneck.py [--quick] [--output benchmarks/results]
+    python benchmarks/bench_bottleneck.py [--qubits 4 8] [--output benchmarks/results]
 
 Every peer runs the same circuit in float32 on one thread and must first give equal values and
 gradients. Time is CPU time of the process, so that a core-second is one even on a busy machine;
@@ -262,9 +262,9 @@ def agree(step: Step, reference: Step, ansatz: Ansatz) -> None:
         np.testing.assert_allclose(got, expected, rtol=0, atol=2e-5)
 
 
-def run(quick: bool) -> dict:
+def run(qubits: list[int]) -> dict:
     rows, absent = [], {}
-    for n, depth, tokens in CASES[:1] if quick else CASES:
+    for n, depth, tokens in (case for case in CASES if case[0] in qubits):
         ansatz = Ansatz(n, depth)
         data = problem(ansatz, tokens)
         engine = VariationalBottleneck(n, depth).engine_for(tokens)
@@ -303,10 +303,11 @@ def run(quick: bool) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="the first case only")
+    sizes = sorted({case[0] for case in CASES})
+    parser.add_argument("--qubits", type=int, nargs="+", choices=sizes, default=sizes)
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results"))
     arguments = parser.parse_args()
-    result = run(arguments.quick)
+    result = run(arguments.qubits)
     names = ("torch", "cuda-quantum-cu13", *{distribution for _, distribution, _ in PEERS.values()})
     versions = {}
     for name in names:
@@ -343,8 +344,7 @@ def main() -> None:
     for name, reason in result["absent"].items():
         console.print(f"{name}: {reason}")
     arguments.output.mkdir(parents=True, exist_ok=True)
-    name = "bottleneck-quick.json" if arguments.quick else "bottleneck.json"
-    (arguments.output / name).write_text(json.dumps(result, indent=1) + "\n")
+    (arguments.output / "bottleneck.json").write_text(json.dumps(result, indent=1) + "\n")
 
 
 def cpu_name() -> str:

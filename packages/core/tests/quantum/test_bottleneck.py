@@ -155,6 +155,15 @@ def test_the_surrounding_model_compiles(bottleneck):
     torch.testing.assert_close(torch.compile(run, backend="eager")(angles), run(angles))
 
 
+@pytest.mark.parametrize("n", [2, 3, 8])
+def test_few_tokens_in_evaluation_equal_training(n):
+    bottleneck = VariationalBottleneck(n, 2, engine="fourier")
+    angles = random_angles(5, n)
+    trained = bottleneck(angles, 2)
+    with torch.no_grad():
+        torch.testing.assert_close(bottleneck.eval()(angles, 2), trained, rtol=0, atol=1e-6)
+
+
 def test_shots_have_the_mean_and_variance_of_measurements():
     bottleneck = VariationalBottleneck(2, 1, shots=50, seed=3)
     exact = VariationalBottleneck(2, 1)

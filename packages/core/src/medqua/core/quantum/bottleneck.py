@@ -1,5 +1,6 @@
 """The variational bottleneck: angles of the routed tokens in, expectation values out."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -72,8 +73,8 @@ class VariationalBottleneck(nn.Module):
         self.target = target
         if noise is not None and engine == "auto" and n_qubits > LARGEST["fourier"]:
             raise ConfigError(
-                f"noise is for up to {LARGEST['fourier']} qubits, not {n_qubits}: above that choose "
-                "engine='cudaq' with target='density-matrix-cpu'"
+                f"noise is for up to {LARGEST['fourier']} qubits, not {n_qubits}: above that "
+                "choose engine='cudaq' with target='density-matrix-cpu'"
             )
         self._calls = 0
         self._engines: dict[str, Engine] = {}
@@ -136,7 +137,7 @@ class VariationalBottleneck(nn.Module):
             else:
                 if not 0 <= depth <= limit:
                     raise ShapeError(f"depth is {depth}: the bottleneck has circuits of 0..{limit}")
-                if angles.device.type == "cpu" and not torch.isfinite(angles.detach()).all():
+                if angles.device.type == "cpu" and not finite(angles.detach()):
                     raise ShapeError(NOT_FINITE)
                 values = self._evaluate({depth: angles} if len(angles) else {}, angles)
             if self.shots is not None:
@@ -229,6 +230,11 @@ class VariationalBottleneck(nn.Module):
         )
         text += "" if self.noise is None else ", noisy"
         return text + ("" if self.shots is None else f", shots={self.shots}")
+
+
+def finite(angles: Tensor) -> bool:
+    """Return whether no angle is NaN or infinite; one sum, looked into only if it is not finite."""
+    return math.isfinite(angles.sum().item()) or bool(torch.isfinite(angles).all())
 
 
 NOT_FINITE = (
