@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig
 
+import medqua.core.model
 from medqua.core.errors import BackboneError, ConfigError
 from medqua.core.model import TinyArchitecture, load_backbone
 from medqua.core.vision.processor import build_inputs
@@ -157,3 +158,19 @@ def test_contradictory_sizes_are_refused():
             dataclasses.replace(SMALL, **change)
     with pytest.raises(BackboneError, match="only the source 'tiny'"):
         load_backbone("owner/name", architecture=SMALL)
+
+
+def test_the_shipped_backbone_is_whole_and_says_what_it_is():
+    shipped, again = load_backbone("tiny-cxr"), load_backbone("tiny-cxr")
+    assert shipped.source == "tiny-cxr"
+    assert shipped.revision is None
+    assert all(
+        torch.equal(one, two)
+        for one, two in zip(shipped.model.parameters(), again.model.parameters(), strict=True)
+    )
+    inputs = build_inputs(shipped.processor, [np.full((224, 224), 0.5, np.float32)], "Name it.")
+    with torch.no_grad():
+        hidden = shipped.model.model(**inputs).last_hidden_state
+    assert torch.isfinite(hidden).all()
+    card = (Path(medqua.core.model.__path__[0]) / "tiny_cxr" / "README.md").read_text()
+    assert "not for diagnosis" in card

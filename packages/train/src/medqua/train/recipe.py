@@ -196,7 +196,7 @@ class BackboneSection:
     """The vision-language model under the adapter."""
 
     source: str = "tiny"
-    """Hub id, folder, or `tiny`: a small random model that needs no download."""
+    """Hub id, folder, `tiny-cxr` (small, pretrained on phantoms) or `tiny` (small, random)."""
 
     revision: str = ""
     """Branch, tag or commit on the hub; empty is its main branch."""

@@ -28,6 +28,11 @@ from medqua.core.vision.processor import load_processor
 TINY = "tiny"
 """The source that names the offline random model of `medqua.core.model.tiny`."""
 
+SHIPPED = "tiny-cxr"
+"""The source that names the small model, pretrained on phantoms, that lies in this package."""
+
+_SHIPPED_FOLDER = Path(__file__).with_name("tiny_cxr")
+
 
 @dataclass(frozen=True, eq=False)
 class Backbone:
@@ -38,9 +43,9 @@ class Backbone:
     processor: ProcessorMixin
     """Argument of `medqua.core.vision.processor.build_inputs`."""
     source: str
-    """Hub id, folder, or `"tiny"`."""
+    """Hub id, folder, `"tiny-cxr"` or `"tiny"`."""
     revision: str | None
-    """Commit of the hub repository; None for a folder and for the tiny model."""
+    """Commit of the hub repository; None for a folder and for the tiny models."""
 
 
 def load_backbone(
@@ -57,8 +62,8 @@ def load_backbone(
 
     Args:
         source: A hub id such as `"Qwen/Qwen2.5-VL-3B-Instruct"`, a folder written by
-            `save_pretrained` (a relative one as `"./folder"` if its name could be a hub id), or
-            `"tiny"`.
+            `save_pretrained` (a relative one as `"./folder"` if its name could be a hub id),
+            `"tiny-cxr"` (small, pretrained on phantoms, in this package), or `"tiny"` (random).
         revision: Branch, tag or commit on the hub; the commit it resolves to is recorded.
         dtype: Floating type of the weights in memory.
         seed: Seed of the tiny model's weights.
@@ -79,7 +84,7 @@ def load_backbone(
         return Backbone(tiny, processor, TINY, None)
     if architecture is not None:
         raise BackboneError(f"architecture given for {name!r}: only the source 'tiny' takes sizes")
-    folder = Path(name).expanduser()
+    folder = _SHIPPED_FOLDER if name == SHIPPED else Path(name).expanduser()
     commit = None
     if not folder.is_dir():
         folder = _fetch(name, revision, cache_dir, local_files_only)
@@ -93,7 +98,7 @@ def _fetch(name: str, revision: str | None, cache_dir: Path | None, local_files_
     if name.startswith((".", "~", "/")) or name.count("/") != 1:
         raise BackboneError(
             f"no folder at {name}: needed a folder written by save_pretrained, a hub id "
-            "(owner/name), or 'tiny'"
+            "(owner/name), 'tiny-cxr', or 'tiny'"
         )
     try:
         return Path(
@@ -109,7 +114,7 @@ def _fetch(name: str, revision: str | None, cache_dir: Path | None, local_files_
         raise BackboneError(
             f"cannot fetch {name!r} at revision {revision or 'main'} from the hub: check the "
             "name, your access to it and the network, give a folder that holds the model, or use "
-            f"'tiny' to work offline ({_first_line(error)})"
+            f"'tiny-cxr' to work offline ({_first_line(error)})"
         ) from error
 
 

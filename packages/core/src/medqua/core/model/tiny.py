@@ -1,7 +1,8 @@
 """A tiny Qwen2.5-VL, built offline from random numbers: same code paths, no download.
 
-It stands in for the published backbone in tests, in the embedded default of `train:mimic`, and
-wherever no network is. It knows nothing: it is trained whole (`tune="full"`), never frozen.
+It stands in for the published backbone in tests and wherever no network is. It knows nothing: it
+is trained whole (`tune="full"`), never frozen. `tiny_cxr`, beside this module, is one that
+`tools/pretrain_tiny.py` trained on phantoms: the source `"tiny-cxr"`.
 """
 
 from dataclasses import dataclass
