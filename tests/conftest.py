@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 SMALL = (
-    "data.phantoms.patients=12",
+    "data.phantoms.patients=30",
     "data.phantoms.size=96",
     "data.phantoms.dicom=true",
     "image.size=112",

@@ -81,7 +81,7 @@ def test_an_override_is_read_as_the_type_of_its_key(override, read):
 )
 def test_a_wrong_override_is_refused_with_what_to_do(override, words):
     with pytest.raises(ConfigError, match=words):
-        load_recipe("mimic", [override])
+        load_recipe("mimic", ["backbone.source=tiny", override])
 
 
 def test_a_recipe_of_ones_own(tmp_path):

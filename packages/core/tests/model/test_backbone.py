@@ -129,7 +129,7 @@ def test_unknown_architecture_is_refused(tmp_path: Path):
 def test_unreachable_sources_say_what_to_do(tmp_path: Path):
     with pytest.raises(BackboneError, match="no folder at"):
         load_backbone(tmp_path / "absent")
-    with pytest.raises(BackboneError, match="use 'tiny' to work offline"):
+    with pytest.raises(BackboneError, match="use 'tiny-cxr' to work offline"):
         load_backbone("medqua-tests/absent", cache_dir=tmp_path, local_files_only=True)
 
 

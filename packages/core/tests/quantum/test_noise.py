@@ -15,6 +15,7 @@ from medqua.core.quantum.runtime import CudaqEngine
 
 @st.composite
 def noise_models(draw, n):
+    """What a model is made of; made outside, for runtime type checks draw random numbers."""
     channels = []
     for _ in range(draw(st.integers(1, 3))):
         kind = draw(st.sampled_from(CHANNELS))
@@ -22,8 +23,8 @@ def noise_models(draw, n):
         strength = draw(st.floats(0, 0.3))
         if draw(st.booleans()) and not (kind == "depolarising" and "cx" in gates):
             strength = tuple(draw(st.lists(st.floats(0, 0.3), min_size=n, max_size=n)))
-        channels.append(Channel(kind, strength, gates))
-    return NoiseModel(tuple(channels), (draw(st.floats(0, 0.2)), draw(st.floats(0, 0.2))))
+        channels.append((kind, strength, gates))
+    return channels, (draw(st.floats(0, 0.2)), draw(st.floats(0, 0.2)))
 
 
 @st.composite
@@ -44,7 +45,8 @@ def noisy_circuits(draw):
 @settings(max_examples=20, deadline=None)
 @given(noisy_circuits())
 def test_noise_equals_cudaq_density_matrices(case):
-    ansatz, noise, depth, angles, theta = case
+    ansatz, (channels, readout), depth, angles, theta = case
+    noise = NoiseModel(tuple(Channel(*channel) for channel in channels), readout)
     ours = FourierEngine(ansatz, noise).compile(theta, (depth,))[depth](angles)
     target = CudaqEngine(ansatz, noise, "density-matrix-cpu")
     theirs = target.compile(theta, (depth,))[depth](angles)
