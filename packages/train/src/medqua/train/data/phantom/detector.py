@@ -65,7 +65,7 @@ def expose(patient: Patient, exposure: Exposure) -> Plane:
     inner = signal[top : exposure.height - bottom, left : exposure.width - right]
     out = np.full_like(signal, 1.0)
     out[top : exposure.height - bottom, left : exposure.width - right] = inner
-    return np.clip(out, 0, 1).astype(np.float32)
+    return plane(np.clip(out, 0, 1))
 
 
 def store(signal: Plane, storage: Storage) -> npt.NDArray[np.uint16]:
