@@ -4,6 +4,7 @@ from sklearn.metrics import roc_auc_score
 
 from medqua.core.errors import ConfigError
 from medqua.train.data.manifest import IGNORED
+from medqua.train.metrics import macro_auroc
 from medqua.train.statistics import bootstrap_auroc, weighted_auroc
 
 
@@ -94,3 +95,16 @@ def test_small_chunks_change_nothing(monkeypatch):
 def test_wrong_arguments_are_refused(resamples, confidence):
     with pytest.raises(ConfigError, match="bootstrap"):
         bootstrap_auroc(*sample(), resamples=resamples, confidence=confidence)
+
+
+def test_macro_interval_is_of_the_labels_of_the_macro_figure():
+    """A label whose one positive is ranked last pulls figure and interval down alike."""
+    rng = np.random.default_rng(4)
+    targets = np.zeros((80, 2), np.int8)
+    targets[::2, 0], targets[7, 1] = 1, 1
+    scores = rng.standard_normal((80, 2)) + 3 * targets * np.array([1, -2])
+    point = macro_auroc(scores, targets)
+    found = bootstrap_auroc(scores, targets, range(80), resamples=400, seed=1)
+    assert found.per_label[1].bounds is None
+    low, high = found.macro.bounds
+    assert low <= point <= high

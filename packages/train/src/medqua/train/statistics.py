@@ -72,6 +72,7 @@ def bootstrap_auroc(
     members = np.unique(np.asarray([str(cluster) for cluster in clusters]), return_inverse=True)[1]
     n_patients = int(members.max()) + 1 if len(members) else 0
     reasons = [_why_not(targets[:, i], members) for i in range(targets.shape[1])]
+    defined = [bool((column == 1).any() and (column == 0).any()) for column in targets.T]
     drawn = np.full((resamples, targets.shape[1]), np.nan)
     rng = np.random.default_rng(seed)
     step = max(1, ROWS_AT_ONCE // max(len(members), 1))
@@ -79,20 +80,19 @@ def bootstrap_auroc(
         count = min(step, resamples - start)
         draws = rng.multinomial(n_patients, np.full(n_patients, 1 / n_patients), size=count)
         weights = draws[:, members].astype(np.float64)  # [count, N]
-        for i, reason in enumerate(reasons):
-            if reason is None:
+        for i, has_auroc in enumerate(defined):
+            if has_auroc:
                 known = targets[:, i] != IGNORED
                 drawn[start : start + count, i] = weighted_auroc(
                     scores[known, i], targets[known, i], weights[:, known]
                 )
-    usable = [reason is None for reason in reasons]
     per_label = tuple(
         Interval(None, reason) if reason else _percentiles(drawn[:, i], confidence)
         for i, reason in enumerate(reasons)
     )
-    if not any(usable):
+    if not any(reason is None for reason in reasons):
         return AurocIntervals(per_label, Interval(None, "no label has an interval"))
-    columns = drawn[:, usable]
+    columns = drawn[:, defined]  # the labels of the macro figure, those of one patient too
     some = ~np.isnan(columns).all(axis=1)
     return AurocIntervals(per_label, _percentiles(np.nanmean(columns[some], axis=1), confidence))
 
