@@ -207,7 +207,7 @@ def qulacs(ansatz: Ansatz) -> Step:
 
 def cudaq(ansatz: Ansatz) -> Step:
     """CUDA-Q on qpp-cpu, `observe` and parameter shift, one token after the other."""
-    from medqua.core.quantum.runtime import CudaqEngine
+    from medqua.core.quantum.runtime.engine import CudaqEngine
 
     engine = CudaqEngine(ansatz, observe=True)
 

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medqua.core.quantum.ansatz import Ansatz
-from medqua.core.quantum.dense import DenseEngine
 from medqua.core.quantum.engine import ENGINES, make_engine
-from medqua.core.quantum.runtime import CudaqEngine
+from medqua.core.quantum.exact.dense import DenseEngine
+from medqua.core.quantum.runtime.engine import CudaqEngine
 
 PAULIS = {
     "rx": np.array([[0, 1], [1, 0]]),
@@ -204,7 +204,7 @@ def test_depth_one_without_entangler_is_a_product_of_bloch_rotations(name):
 def test_cudaq_is_loaded_without_a_warning():
     import importlib
 
-    from medqua.core.quantum import kernels
+    from medqua.core.quantum.runtime import kernels
 
     with warnings.catch_warnings():
         warnings.simplefilter("error")

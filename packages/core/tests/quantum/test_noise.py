@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from medqua.core import Ansatz, NoiseModel, VariationalBottleneck
 from medqua.core.errors import ConfigError, QuantumError
-from medqua.core.quantum.fourier import FourierEngine
+from medqua.core.quantum.exact.fourier import FourierEngine
 from medqua.core.quantum.noise import CHANNELS, GATES, Channel
-from medqua.core.quantum.runtime import CudaqEngine
+from medqua.core.quantum.runtime.engine import CudaqEngine
 
 
 @st.composite

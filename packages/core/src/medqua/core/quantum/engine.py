@@ -43,9 +43,9 @@ class Engine(Protocol):
 
 
 ENGINES = {
-    "fourier": "medqua.core.quantum.fourier:FourierEngine",
-    "dense": "medqua.core.quantum.dense:DenseEngine",
-    "cudaq": "medqua.core.quantum.runtime:CudaqEngine",
+    "fourier": "medqua.core.quantum.exact.fourier:FourierEngine",
+    "dense": "medqua.core.quantum.exact.dense:DenseEngine",
+    "cudaq": "medqua.core.quantum.runtime.engine:CudaqEngine",
 }
 """Engine name -> where it is defined; loaded when first asked for."""
 

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from medqua.core.errors import QuantumError
 from medqua.core.quantum.ansatz import Ansatz
-from medqua.core.quantum.dense import DenseProgram, rotations_to_unitary
+from medqua.core.quantum.exact.dense import DenseProgram, rotations_to_unitary
+from medqua.core.quantum.exact.pauli import kron
 from medqua.core.quantum.noise import NoiseModel
-from medqua.core.quantum.pauli import kron
 
 Array = np.ndarray
 
@@ -70,7 +70,7 @@ class CudaqEngine:
     @staticmethod
     def _cudaq() -> ModuleType:
         """Return CUDA-Q, imported when first needed: it takes half a second."""
-        from medqua.core.quantum import kernels
+        from medqua.core.quantum.runtime import kernels
 
         module: ModuleType = kernels.cudaq
         return module
@@ -89,7 +89,7 @@ class CudaqEngine:
 
     def observe(self, phi: Sequence[float], theta: Sequence[float], depth: int) -> list[float]:
         """Return <Z_i> of one token; `theta` flat in C order."""
-        from medqua.core.quantum import kernels
+        from medqua.core.quantum.runtime import kernels
 
         cudaq, n = kernels.cudaq, self.ansatz.n_qubits
         if cudaq.get_target().name != self.target:
@@ -115,7 +115,7 @@ class CudaqEngine:
             theta: Parameters, `[max_depth, n, 3]`.
             depth: Number of layers.
         """
-        from medqua.core.quantum import kernels
+        from medqua.core.quantum.runtime import kernels
 
         n = self.ansatz.n_qubits
         if depth == 0:  # a kernel without gates has a 1 x 1 unitary
@@ -242,7 +242,7 @@ def cudaq_noise(noise: NoiseModel, ansatz: Ansatz) -> Any:
         noise: The noise model.
         ansatz: The circuit, for the strengths of single qubits and CNOTs.
     """
-    from medqua.core.quantum.kernels import cudaq
+    from medqua.core.quantum.runtime.kernels import cudaq
 
     n, like = ansatz.n_qubits, torch.zeros((), dtype=torch.float64)
     model = cudaq.NoiseModel()

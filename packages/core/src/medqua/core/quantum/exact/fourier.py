@@ -18,8 +18,8 @@ from torch import Tensor
 
 from medqua.core.errors import QuantumError
 from medqua.core.quantum.ansatz import Ansatz
+from medqua.core.quantum.exact.table import HeisenbergTable
 from medqua.core.quantum.noise import NoiseModel
-from medqua.core.quantum.table import HeisenbergTable
 
 CACHE_BYTES = 2_000_000
 """Size of the buffers of one chunk on a CPU: about the second-level cache of one core."""

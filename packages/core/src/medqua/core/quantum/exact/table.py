@@ -11,8 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from medqua.core.quantum.ansatz import ROTATIONS, Ansatz
-from medqua.core.quantum.noise import NoiseModel
-from medqua.core.quantum.pauli import (
+from medqua.core.quantum.exact.pauli import (
     GROUP,
     Permutation,
     apply_each,
@@ -21,6 +20,7 @@ from medqua.core.quantum.pauli import (
     carry,
     kron,
 )
+from medqua.core.quantum.noise import NoiseModel
 
 
 class HeisenbergTable:

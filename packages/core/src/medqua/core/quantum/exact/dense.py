@@ -13,7 +13,7 @@ from torch import Tensor
 
 from medqua.core.errors import QuantumError
 from medqua.core.quantum.ansatz import Ansatz
-from medqua.core.quantum.pauli import Gather, kron
+from medqua.core.quantum.exact.pauli import Gather, kron
 
 KEEP_BYTES = 256_000_000
 """Amplitudes up to this size are kept for the backward pass; more are worked out again."""

@@ -1,0 +1,1 @@
+"""CUDA-Q: the circuit as a kernel, on simulators and machines."""
