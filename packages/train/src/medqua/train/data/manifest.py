@@ -260,10 +260,13 @@ def checked_labels(column: pl.Series, where: str) -> pl.Series:
         raise DataError(
             f"{where} holds text: a label is 1 (present), 0 (absent), -1 (uncertain) or blank"
         )
+    whole = column.cast(pl.Int8, strict=False)  # null where it does not fit: NaN, 300
+    same = whole.null_count() == column.null_count() and (whole.cast(column.dtype) == column).all()
+    least, most = whole.min(), whole.max()
+    if same and (least is None or (least >= -1 and most <= 1)):  # type: ignore[operator]
+        return whole
     outside = column.filter(~column.cast(pl.Float64).is_in([-1.0, 0.0, 1.0]))  # null is not outside
-    if outside.len():
-        shown = ", ".join(str(value) for value in outside.unique().sort().head(5))
-        raise DataError(
-            f"{where} holds {shown}: a label is 1 (present), 0 (absent), -1 (uncertain) or blank"
-        )
-    return column.cast(pl.Int8)
+    shown = ", ".join(str(value) for value in outside.unique().sort().head(5))
+    raise DataError(
+        f"{where} holds {shown}: a label is 1 (present), 0 (absent), -1 (uncertain) or blank"
+    )

@@ -150,8 +150,10 @@ def _read(root: Path, stem: str, keys: tuple[str, ...], labels: tuple[str, ...])
         for name, column in columns.items()
     }
     try:
-        table = pl.read_csv(
-            content, columns=list(types), schema_overrides=types, infer_schema=False
+        table = (
+            pl.scan_csv(content, schema_overrides=types, infer_schema=False)
+            .select(list(types))
+            .collect()
         )
     except pl.exceptions.PolarsError as error:
         reason = str(error).splitlines()[0]
