@@ -74,6 +74,12 @@ def test_metrics_have_the_documented_keys(finished):
     assert metrics["untrained"]["macro_auroc"] == 0.5  # the head starts at zero
 
 
+def test_each_evaluation_happens_once(finished):
+    state = json.loads((finished / "trainer_state" / "trainer_state.json").read_text())
+    steps = [line["step"] for line in state["log_history"] if "eval_macro_auroc" in line]
+    assert len(steps) == len(set(steps)) == 1  # the recipe: every other epoch of two
+
+
 def test_the_bundle_predicts_what_was_written(finished, images):
     rows = pl.read_parquet(finished / "predictions.parquet").filter(pl.col("split") == "test")
     bundle = Bundle.open(finished / "bundle")
@@ -203,16 +209,16 @@ def test_a_signal_leaves_a_checkpoint_and_a_true_record(small, images, tmp_path)
     folder = tmp_path / "run"
     command = [sys.executable, "-m", "medqua.train", "folder", "--output", str(folder)]
     overrides = [*small, f"data.root={images}", "optim.epochs=5000", "evaluation.untrained=false"]
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [*command, *overrides], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    assert process.stdout is not None
-    for line in process.stdout:
-        if "step " in line:
-            process.send_signal(signal.SIGINT)
-            break
-    process.stdout.read()
-    assert process.wait(timeout=120) == 130
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if "step " in line:
+                process.send_signal(signal.SIGINT)
+                break
+        process.stdout.read()
+        assert process.wait(timeout=120) == 130
     assert json.loads((folder / "run.json").read_text())["state"] == "interrupted"
     assert last_checkpoint(folder / "trainer_state") is not None
     assert not (folder / "metrics.json").exists()

@@ -12,6 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from medqua.core.adapter.config import QuasarConfig
 from medqua.core.adapter.layer import QuasarBlock, QuasarLayer
 from medqua.core.errors import ConfigError
+from medqua.core.quantum.bottleneck import VariationalBottleneck
+from medqua.core.quantum.noise import Channel, NoiseModel
 
 D = 16
 
@@ -291,3 +293,21 @@ def test_host_reads_do_not_grow_with_tokens(training: bool) -> None:
         counts.append(reads.count)
     assert counts[0] == counts[1] == counts[2]
     assert 1 <= counts[0] <= 2 + 1 + 2  # nonzero, the depth buckets' transfer, one for each depth
+
+
+def test_noise_of_the_config_is_noise_of_the_circuit() -> None:
+    noise = {"one_qubit": 0.01, "two_qubit": 0.05, "amplitude_damping": 0.02, "readout": 0.03}
+    clean, noisy = build(), build(noise=noise)
+    angles = torch.linspace(-3, 3, 12).reshape(4, 3)
+    by_hand = NoiseModel(
+        (
+            Channel("depolarising", 0.01, ("rx", "ry", "rz")),
+            Channel("depolarising", 0.05, ("cx",)),
+            Channel("amplitude_damping", 0.02),
+        ),
+        (0.03, 0.03),
+    )
+    expected = VariationalBottleneck(3, 2, noise=by_hand)
+    expected.load_state_dict(noisy.bottleneck.state_dict())
+    torch.testing.assert_close(noisy.bottleneck(angles, 2), expected(angles, 2))
+    assert (noisy.bottleneck(angles, 2) - clean.bottleneck(angles, 2)).abs().max() > 0.01

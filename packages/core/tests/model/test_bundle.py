@@ -61,6 +61,11 @@ def copy(saved: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(saved, tmp_path / "bundle"))
 
 
+def test_saving_and_opening_say_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    Bundle.open(make().save(tmp_path / "bundle"))
+    assert capfd.readouterr() == ("", "")
+
+
 @pytest.mark.parametrize(("adapter", "lora"), [(True, True), (True, False), (False, False)])
 def test_open_gives_the_saved_logits_bit_for_bit(adapter, lora, tmp_path: Path):
     bundle = make(adapter=adapter, lora=lora)

@@ -118,6 +118,14 @@ def test_thermal_relaxation_leaves_the_fractions_that_t1_and_t2_say():
     assert noise.bloch("ry", 2, like) is None
 
 
+def test_plain_numbers_name_relaxation_and_readout():
+    plain = {"t1": 50.0, "t2": 70.0, "one_qubit_time": 0.05, "two_qubit_time": 0.3}
+    times = {"rx": 0.05, "ry": 0.05, "rz": 0.05, "cx": 0.3}
+    assert NoiseModel.from_dict(plain) == NoiseModel.thermal(50.0, 70.0, times)
+    assert NoiseModel.from_dict({"readout": 0.1}) == NoiseModel(readout=(0.1, 0.1))
+    assert NoiseModel.from_dict({"readout_1": 0.2}) == NoiseModel(readout=(0.0, 0.2))
+
+
 @pytest.mark.parametrize("kind", CHANNELS)
 def test_kraus_operators_are_complete(kind):
     for qubits in (1, 2) if kind == "depolarising" else (1,):

@@ -165,6 +165,10 @@ class MedQuaTrainer(Trainer):
             f"{metric_key_prefix}_loss": float(loss),
         }
         self.log(dict(metrics))
+        # says that it is done; without it the end of the epoch would evaluate again
+        self.control = self.callback_handler.on_evaluate(
+            self.args, self.state, self.control, metrics
+        )
         return metrics
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

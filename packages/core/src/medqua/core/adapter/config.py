@@ -13,6 +13,7 @@ from peft import LoraConfig, PeftConfig
 from medqua.core.adapter.placement import Blocks
 from medqua.core.adapter.registration import add_peft_type
 from medqua.core.errors import ConfigError
+from medqua.core.quantum.noise import NoiseModel
 
 Entropy = Literal["signed", "normalised", "none"]
 Scope = Literal["batch", "sample"]
@@ -114,7 +115,8 @@ class QuasarConfig(PeftConfig):
     engine: Engine = "auto"
     """What evaluates the circuit."""
     noise: dict[str, float] | None = None
-    """Noise of the circuit; None is noiseless, the only choice of the exact engines."""
+    """Noise of the circuit, exact in expectation, such as `{"one_qubit": 1e-3, "two_qubit": 1e-2,
+    "readout": 0.02}`: the names of `NoiseModel.from_dict`. None is noiseless."""
     shots: int | None = None
     """Measurements for each expectation value; None is exact."""
     seed: int | None = None
@@ -155,9 +157,9 @@ class QuasarConfig(PeftConfig):
                 f"{self.gumbel_temperature}: annealing lowers it; needed floor <= start"
             )
         if self.noise is not None:
-            raise ConfigError(
-                f"noise = {self.noise!r}: the engines of this version are exact; leave noise out"
-            )
+            if not self.noise:
+                raise ConfigError("noise = {}: name a strength, or leave noise out")
+            NoiseModel.from_dict(self.noise)
         if self.shots is not None:
             _at_least("shots", self.shots, 1)
         _check_blocks(self.blocks)

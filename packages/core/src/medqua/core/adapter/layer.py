@@ -15,6 +15,7 @@ from medqua.core.adapter.tokens import align, current_masks
 from medqua.core.errors import ConfigError
 from medqua.core.quantum.bottleneck import VariationalBottleneck
 from medqua.core.quantum.complexity import DepthPolicy
+from medqua.core.quantum.noise import NoiseModel
 
 
 class QuasarBlock(nn.Module):
@@ -58,6 +59,7 @@ class QuasarBlock(nn.Module):
             config.max_depth,
             entangler=config.entangler,
             engine=config.engine,
+            noise=None if config.noise is None else NoiseModel.from_dict(config.noise),
             shots=config.shots,
             seed=config.seed,
             target=config.target,

@@ -5,6 +5,8 @@ because the checkpoint did not hold it, loading fails. (transformers itself only
 Weights are read from safetensors alone, and no code that comes with a checkpoint is run.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from transformers import (
     PreTrainedModel,
     ProcessorMixin,
 )
+from transformers.utils import logging as transformers_logging
 
 from medqua.core.errors import BackboneError
 from medqua.core.model.tiny import TinyArchitecture, build_tiny
@@ -136,16 +139,17 @@ def load_model(folder: Path, name: str, dtype: torch.dtype = torch.float32) -> P
                 f"{name!r} is a {config.model_type!r} model, which does not read images and text; "
                 "choose a vision-language model such as Qwen/Qwen2.5-VL-3B-Instruct"
             )
-        loaded: Any = AutoModelForImageTextToText.from_pretrained(
-            folder,
-            config=config,
-            local_files_only=True,
-            trust_remote_code=False,
-            use_safetensors=True,
-            ignore_mismatched_sizes=True,  # _check_whole names them, and refuses
-            dtype=dtype,
-            output_loading_info=True,
-        )
+        with quiet_bars():
+            loaded: Any = AutoModelForImageTextToText.from_pretrained(
+                folder,
+                config=config,
+                local_files_only=True,
+                trust_remote_code=False,
+                use_safetensors=True,
+                ignore_mismatched_sizes=True,  # _check_whole names them, and refuses
+                dtype=dtype,
+                output_loading_info=True,
+            )
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise BackboneError(
             f"cannot load a backbone from {name!r}: needed config.json and model.safetensors of a "
@@ -157,6 +161,18 @@ def load_model(folder: Path, name: str, dtype: torch.dtype = torch.float32) -> P
     model.name_or_path = model.config.name_or_path = name
     model.train(False)
     return model
+
+
+@contextmanager
+def quiet_bars() -> Iterator[None]:
+    """Keep transformers from drawing bars over the output of a command that has its own."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def _check_whole(name: str, report: dict[str, Any]) -> None:

@@ -29,7 +29,7 @@ from medqua.core.errors import BackboneError, BundleError, ConfigError
 from medqua.core.findings.calibration import Calibration
 from medqua.core.findings.labels import ALIASES, CHEXPERT, NIH
 from medqua.core.findings.result import Finding, Findings
-from medqua.core.model.backbone import Backbone, load_backbone, load_model
+from medqua.core.model.backbone import Backbone, load_backbone, load_model, quiet_bars
 from medqua.core.model.classifier import MedQuaClassifier, vision_language_model
 from medqua.core.model.manifest import (
     MANIFEST,
@@ -359,7 +359,8 @@ def _save_backbone(vlm: PreTrainedModel, folder: Path) -> None:
         if "quasar_" not in name and ".lora_" not in name
     }
     folder.mkdir()
-    vlm.save_pretrained(folder, state_dict=state)
+    with quiet_bars():
+        vlm.save_pretrained(folder, state_dict=state)
 
 
 def _save_adapter(

@@ -4,6 +4,7 @@ Every channel follows a gate of the kind it is attached to. In the Heisenberg pi
 the observables while the table is built, so that a noisy token costs what a noiseless one does.
 """
 
+import difflib
 import functools
 import itertools
 import math
@@ -18,6 +19,10 @@ from medqua.core.errors import ConfigError
 
 CHANNELS = ("depolarising", "amplitude_damping", "phase_damping", "bit_flip", "phase_flip")
 GATES = ("rx", "ry", "rz", "cx")
+
+TIMES = ("t1", "t2", "one_qubit_time", "two_qubit_time")
+PLAIN = ("one_qubit", "two_qubit", *CHANNELS[1:], *TIMES, "readout", "readout_0", "readout_1")
+"""Names that `NoiseModel.from_dict` knows."""
 
 PAULIS = (
     np.eye(2, dtype=complex),
@@ -201,6 +206,51 @@ class NoiseModel:
                 each = tuple(value.clamp_min(0.0).tolist())  # T2 = 2 T1 rounds to -1e-17
                 channels.append(Channel(kind, each if len(each) > 1 else each[0], (gate,)))
         return NoiseModel(tuple(channels), readout)
+
+    @staticmethod
+    def from_dict(strengths: Mapping[str, float]) -> "NoiseModel":
+        """Return the noise that a recipe names by plain numbers.
+
+        Args:
+            strengths: Any of `one_qubit`, `two_qubit` (probability of a depolarising error after a
+                rotation, after a CNOT); `amplitude_damping`, `phase_damping`, `bit_flip`,
+                `phase_flip` (probability after every gate, on each of its qubits); `t1` with `t2`
+                and `one_qubit_time`, `two_qubit_time` (relaxation, all in one unit); `readout`
+                (probability to misread either value), or `readout_0` and `readout_1` (to misread
+                a 0, a 1).
+
+        Raises:
+            ConfigError: An unknown name, times that are incomplete, both kinds of readout error,
+                or a strength that is no probability.
+        """
+        for name in strengths:
+            if name not in PLAIN:
+                near = difflib.get_close_matches(name, PLAIN, n=1)
+                hint = f"; did you mean {near[0]!r}?" if near else ""
+                raise ConfigError(f"noise sets {name!r}: needed any of {', '.join(PLAIN)}{hint}")
+        channels: tuple[Channel, ...] = ()
+        given = [name for name in TIMES if name in strengths]
+        if given:
+            missing = [name for name in TIMES if name not in strengths]
+            if missing:
+                raise ConfigError(
+                    f"noise sets {', '.join(given)} without {', '.join(missing)}: relaxation needs "
+                    "all four"
+                )
+            one, two = strengths["one_qubit_time"], strengths["two_qubit_time"]
+            times = {"rx": one, "ry": one, "rz": one, "cx": two}
+            channels += NoiseModel.thermal(strengths["t1"], strengths["t2"], times).channels
+        for name, gates in (("one_qubit", ("rx", "ry", "rz")), ("two_qubit", ("cx",))):
+            if name in strengths:
+                channels += (Channel("depolarising", strengths[name], gates),)
+        channels += tuple(
+            Channel(name, strengths[name]) for name in CHANNELS[1:] if name in strengths
+        )
+        if "readout" in strengths and {"readout_0", "readout_1"} & set(strengths):
+            raise ConfigError("noise sets readout beside readout_0 or readout_1: give one or two")
+        both = strengths.get("readout", 0.0)
+        readout = (strengths.get("readout_0", both), strengths.get("readout_1", both))
+        return NoiseModel(channels, readout)
 
     def after(self, gate: str) -> tuple[Channel, ...]:
         """Return the channels that follow gates of one kind."""
