@@ -115,8 +115,9 @@ def phantoms(
         medqua-train phantoms --output data/phantoms patients=200 seed=1
     """
     from medqua.core.errors import ConfigError
+    from medqua.train.data.sections import MimicData
     from medqua.train.phantoms import NOTICE, generate
-    from medqua.train.recipe import MimicData, load_recipe
+    from medqua.train.recipe import load_recipe
 
     keys = ["data.phantoms.dicom=true"]  # a whole tree, unless asked otherwise
     keys += [f"data.phantoms.{override}" for override in overrides or ()]

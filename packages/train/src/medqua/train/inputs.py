@@ -16,8 +16,9 @@ from medqua.train.data.images import FolderStore, ImageStore
 from medqua.train.data.manifest import SPLITS, Manifest
 from medqua.train.data.mimic import read_mimic
 from medqua.train.data.phantom import is_phantom_tree
+from medqua.train.data.sections import ChestMnistData, DataSection, FolderData, MimicData
 from medqua.train.phantoms import phantom_tree
-from medqua.train.recipe import ChestMnistData, DataSection, FolderData, MimicData, Recipe
+from medqua.train.recipe import Recipe
 
 Say = Callable[[str], None]
 

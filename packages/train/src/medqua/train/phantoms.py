@@ -9,7 +9,7 @@ from pathlib import Path
 
 from medqua.train import distributed
 from medqua.train.data.phantom import write_tree
-from medqua.train.recipe import PhantomSection
+from medqua.train.data.sections import PhantomSection
 
 NOTICE = "PHANTOMS: synthetic images, not patients"
 """Said whenever they stand in for a data set."""

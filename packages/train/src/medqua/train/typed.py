@@ -226,3 +226,13 @@ def _words(kind: Any) -> str:
         inner = [one for one in get_args(kind) if one is not Ellipsis]
         return f"a list of {_words(inner[0])}s" if inner else "a list"
     return "a table"
+
+
+def at_least(key: str, value: int, least: int) -> None:
+    """Refuse a number below the least that makes sense.
+
+    Raises:
+        ConfigError: `value` is below `least`.
+    """
+    if value < least:
+        raise ConfigError(f"{key} = {value}: needed a whole number of at least {least}")

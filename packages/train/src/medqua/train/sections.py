@@ -1,0 +1,187 @@
+"""The sections of a recipe that tell the model and its training."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from medqua.core.errors import ConfigError
+from medqua.core.model.classifier import POOLINGS
+from medqua.core.model.tiny import TinyArchitecture
+from medqua.train.typed import at_least
+
+Tune = Literal["auto", "adapter", "full", "head"]
+Precision = Literal["float32", "bfloat16"]
+Schedule = Literal["cosine", "linear", "constant"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneSection:
+    """The vision-language model under the adapter."""
+
+    source: str = "tiny"
+    """Hub id, folder, `tiny-cxr` (small, pretrained on phantoms) or `tiny` (small, random)."""
+
+    revision: str = ""
+    """Branch, tag or commit on the hub; empty is its main branch."""
+
+    dtype: Precision = "float32"
+    """Type of its weights; the adapter and the head are float32 always."""
+
+    tune: Tune = "auto"
+    """What is trained beside the head; `auto` is `full` for `tiny` and `adapter` for others."""
+
+    prompt: str = "Name the findings in this frontal chest radiograph."
+    """Text before the image."""
+
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+
+    tiny: TinyArchitecture = field(default_factory=TinyArchitecture)
+    """Sizes of the tiny model."""
+
+    @property
+    def tuned(self) -> Literal["adapter", "full", "head"]:
+        """What is trained, with `auto` decided."""
+        if self.tune != "auto":
+            return self.tune
+        return "full" if self.source == "tiny" else "adapter"
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadSection:
+    """From hidden states to logits."""
+
+    pooling: Literal["visual_mean", "last_token"] = "visual_mean"
+    """What the head reads."""
+
+    def __post_init__(self) -> None:
+        if self.pooling not in POOLINGS:
+            raise ConfigError(f"head.pooling = {self.pooling!r}: needed one of {POOLINGS}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimSection:
+    """AdamW, with a learning rate for each part."""
+
+    epochs: float = 3.0
+    """Passes over the training split."""
+
+    max_steps: int = 0
+    """Optimiser steps, instead of `epochs`; 0 leaves it to `epochs`."""
+
+    batch_size: int = 32
+    """Images of one optimiser step, over all processes."""
+
+    micro_batch_size: int = 0
+    """Images of one forward in one process; 0 is `batch_size` over the processes."""
+
+    head: float = 1e-3
+    """Learning rate of the head."""
+
+    adapter: float = 1e-3
+    """Learning rate of router, shadow and projections."""
+
+    theta: float = 1e-2
+    """Learning rate of the circuit's rotation angles, in radians a step."""
+
+    backbone: float = 1e-3
+    """Learning rate of the backbone, where it is trained."""
+
+    weight_decay: float = 0.01
+    """Decoupled weight decay of matrices; angles, biases, norms and scalars have none."""
+
+    beta1: float = 0.9
+    """Decay of the first moment."""
+
+    beta2: float = 0.999
+    """Decay of the second moment."""
+
+    max_grad_norm: float = 1.0
+    """Largest norm of all gradients together."""
+
+    schedule: Schedule = "cosine"
+    """Learning rate after the warm-up."""
+
+    warmup: float = 0.05
+    """Part of all steps in which the learning rate rises from 0."""
+
+    balance: bool = False
+    """Weigh positives of a label by negatives over positives of the training split, at most 20."""
+
+    def __post_init__(self) -> None:
+        if not self.epochs > 0:
+            raise ConfigError(f"optim.epochs = {self.epochs}: needed more than 0")
+        for name in ("max_steps", "micro_batch_size"):
+            at_least(f"optim.{name}", getattr(self, name), 0)
+        at_least("optim.batch_size", self.batch_size, 1)
+        for name in ("head", "adapter", "theta", "backbone", "weight_decay"):
+            if not getattr(self, name) >= 0:
+                raise ConfigError(f"optim.{name} = {getattr(self, name)}: needed 0 or more")
+        for name in ("beta1", "beta2", "warmup"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"optim.{name} = {getattr(self, name)}: needed 0 to below 1")
+        if not self.max_grad_norm > 0:
+            raise ConfigError(f"optim.max_grad_norm = {self.max_grad_norm}: needed more than 0")
+        if self.micro_batch_size and self.batch_size % self.micro_batch_size:
+            raise ConfigError(
+                f"optim.batch_size = {self.batch_size} is no multiple of optim.micro_batch_size = "
+                f"{self.micro_batch_size}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationSection:
+    """What is measured, and when."""
+
+    batch_size: int = 64
+    """Images of one forward in one process."""
+
+    every: float = 1.0
+    """Epochs between evaluations on the validation split (and checkpoints)."""
+
+    choose_best: bool = True
+    """Keep the checkpoint with the best macro AUROC on the validation split, not the last."""
+
+    untrained: bool = True
+    """Evaluate the test split before training too."""
+
+    calibrate: bool = True
+    """Fit one temperature a label on the validation split."""
+
+    bootstrap: int = 1000
+    """Resamples of patients for intervals; 0 leaves intervals out."""
+
+    confidence: float = 0.95
+    """Coverage of intervals."""
+
+    plots: bool = True
+    """Draw ROC and learning curves into the run folder."""
+
+    def __post_init__(self) -> None:
+        at_least("evaluation.batch_size", self.batch_size, 1)
+        at_least("evaluation.bootstrap", self.bootstrap, 0)
+        if not self.every > 0:
+            raise ConfigError(f"evaluation.every = {self.every}: needed more than 0 epochs")
+        if not 0 < self.confidence < 1:
+            raise ConfigError(f"evaluation.confidence = {self.confidence}: needed 0 to 1, within")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSection:
+    """The run itself."""
+
+    seed: int = 0
+    """Seed of weights, order, dropout and augmentation."""
+
+    threads: int = 0
+    """Threads of each process; 0 is all cores over the processes."""
+
+    log_every: int = 10
+    """Optimiser steps between lines of the log."""
+
+    tensorboard: bool = True
+    """Write TensorBoard logs into the run folder."""
+
+    def __post_init__(self) -> None:
+        at_least("run.seed", self.seed, 0)
+        at_least("run.threads", self.threads, 0)
+        at_least("run.log_every", self.log_every, 1)
