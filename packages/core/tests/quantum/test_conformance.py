@@ -3,7 +3,10 @@
 The suite runs over `ENGINES`: an engine that is added there is tested here.
 """
 
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pennylane as qml
@@ -73,7 +76,7 @@ def circuits(draw, max_qubits=8, max_depth=6):
         encoding=draw(st.sampled_from(("ry", "rx"))),
         entangler=draw(st.sampled_from(("ring", "line", "all", "none"))),
     )
-    depth = draw(st.integers(1, ansatz.max_depth))
+    depth = draw(st.integers(0, ansatz.max_depth))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
     angles = torch.rand(3, ansatz.n_qubits, generator=generator, dtype=torch.float64)
     theta = torch.rand(ansatz.theta_shape, generator=generator, dtype=torch.float64)
@@ -92,7 +95,7 @@ def gradients(function, *inputs):
     inputs = [value.clone().requires_grad_() for value in inputs]
     value = function(*inputs)
     weights = torch.linspace(-1, 1.5, value.numel(), dtype=value.dtype).view_as(value)
-    return torch.autograd.grad((value * weights).sum(), inputs)
+    return torch.autograd.grad((value * weights).sum(), inputs, materialize_grads=True)
 
 
 def close(tolerance):
@@ -199,6 +202,103 @@ def test_depth_one_without_entangler_is_a_product_of_bloch_rotations(name):
     (a, b), phi = theta[0, :, :2].unbind(-1), angles[0]
     expected = b.cos() * a.cos() * phi.cos() - b.sin() * phi.sin()
     torch.testing.assert_close(evaluate(name, ansatz, 1, angles, theta)[0], expected)
+
+
+@pytest.mark.parametrize(("encoding", "entangler"), [("ry", "ring"), ("rx", "all")])
+def test_gates_equal_numpy_at_14_qubits(encoding, entangler):
+    ansatz = Ansatz(14, 3, encoding=encoding, entangler=entangler)
+    generator = torch.Generator().manual_seed(3)
+    angles = torch.randn(2, 14, generator=generator, dtype=torch.float64)
+    theta = torch.randn(ansatz.theta_shape, generator=generator, dtype=torch.float64)
+    expected = numpy_expectations(ansatz, angles.numpy(), theta.numpy(), 3)
+    values = evaluate("gates", ansatz, 3, angles, theta)
+    np.testing.assert_allclose(values, expected, **close(1e-10))
+
+    ours = gradients(lambda a, t: evaluate("gates", ansatz, 3, a, t), angles, theta)
+    weights = np.linspace(-1, 1.5, expected.size).reshape(expected.shape)
+    for inputs, gradient, index in (
+        ((angles, theta), ours[0], (1, 5)),
+        ((theta, angles), ours[1], (0, 3, 1)),
+        ((theta, angles), ours[1], (1, 13, 2)),
+    ):  # the parameter-shift rule of a rotation
+        slope = 0.0
+        for sign in (1, -1):
+            moved = inputs[0].clone()
+            moved[index] += sign * torch.pi / 2
+            a, t = (moved, inputs[1]) if inputs[0] is angles else (inputs[1], moved)
+            slope += sign * (numpy_expectations(ansatz, a.numpy(), t.numpy(), 3) * weights).sum()
+        assert abs(gradient[index] - slope / 2) < 1e-9
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("angle", [0.0, torch.pi / 2, torch.pi, -torch.pi])
+def test_gates_have_gradients_where_their_angles_of_rotation_are_not_unique(axis, angle):
+    ansatz = Ansatz(3, 3)
+    theta = torch.zeros(ansatz.theta_shape, dtype=torch.float64)
+    theta[:, :, axis] = angle
+    theta[:, :, 2] = 0.3
+    angles = torch.tensor([[0.3, -1.0, 2.0], [0.0, torch.pi, 1.0]], dtype=torch.float64)
+    for depth in (1, 2, 3):
+        case = (ansatz, depth, angles, theta)
+        expected = evaluate("dense", *case)
+        torch.testing.assert_close(evaluate("gates", *case), expected, **close(1e-12))
+        got, expected = (
+            gradients(lambda a, t, n=name, d=depth: evaluate(n, ansatz, d, a, t), angles, theta)
+            for name in ("gates", "dense")
+        )
+        for mine, theirs in zip(got, expected, strict=True):
+            torch.testing.assert_close(mine, theirs, **close(1e-12))
+
+
+@pytest.mark.parametrize("name", ["fourier", "dense", "gates"])
+def test_chunks_of_tokens_equal_tokens_alone(name, monkeypatch):
+    from medqua.core.quantum.exact import dense, fourier, gates
+
+    ansatz = Ansatz(5, 2)
+    generator = torch.Generator().manual_seed(1)
+    angles = torch.randn(70, 5, generator=generator, dtype=torch.float64)
+    theta = torch.randn(ansatz.theta_shape, generator=generator, dtype=torch.float64)
+
+    def values_and_gradients():
+        value = evaluate(name, ansatz, 2, angles, theta)
+        return value, *gradients(lambda a, t: evaluate(name, ansatz, 2, a, t), angles, theta)
+
+    whole = values_and_gradients()
+    monkeypatch.setattr(gates, "CACHE_BYTES", 30_000)  # chunks of 8, the last one smaller
+    monkeypatch.setattr(fourier, "CACHE_BYTES", 1)
+    for module in (gates, dense):
+        monkeypatch.setattr(module, "KEEP_BYTES", 0)  # states are worked out again
+    for got, expected in zip(values_and_gradients(), whole, strict=True):
+        torch.testing.assert_close(got, expected, **close(1e-11))
+
+
+PEAK = """
+import sys, torch
+from pathlib import Path
+from medqua.core import VariationalBottleneck
+torch.set_num_threads(1)
+n, depth, tokens, engine = int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+bottleneck = VariationalBottleneck(n, depth, engine=engine)
+angles = torch.randn(tokens, n, requires_grad=True)
+VariationalBottleneck(2, 1, engine=engine)(angles[:2, :2], 1).sum().backward()  # load libraries
+def peak():
+    return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0])
+before = peak()
+bottleneck(angles, depth).sum().backward()
+print(peak() - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
+def test_memory_of_gates_does_not_grow_with_depth():
+    def peak(depth):
+        arguments = [sys.executable, "-c", PEAK, "14", str(depth), "8", "gates"]
+        return int(subprocess.run(arguments, check=True, capture_output=True).stdout)  # KiB
+
+    state = 2**14 * 8 * 8 // 1024  # of 8 tokens, complex64
+    shallow, deep = peak(2), peak(42)
+    assert shallow > state
+    assert deep - shallow < 8 * state  # of 40 layers more: kept, they would be 40 states at least
 
 
 def test_cudaq_is_loaded_without_a_warning():

@@ -45,6 +45,7 @@ class Engine(Protocol):
 ENGINES = {
     "fourier": "medqua.core.quantum.exact.fourier:FourierEngine",
     "dense": "medqua.core.quantum.exact.dense:DenseEngine",
+    "gates": "medqua.core.quantum.exact.gates:GatesEngine",
     "cudaq": "medqua.core.quantum.runtime.engine:CudaqEngine",
 }
 """Engine name -> where it is defined; loaded when first asked for."""
