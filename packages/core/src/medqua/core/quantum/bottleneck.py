@@ -39,7 +39,8 @@ class VariationalBottleneck(nn.Module):
             drawn for each qubit by itself. The gradient is that of the expectation value.
         seed: Seed of the shots: call number k after construction draws the same again. Without
             it they come from the global generator.
-        target: CUDA-Q target of the `cudaq` engine.
+        target: CUDA-Q target of the `cudaq` engine, such as `ionq-emulated`: see
+            `medqua.core.quantum.runtime.targets`. Those that answer by measurements need `shots`.
 
     Raises:
         ConfigError: A size, a number of shots or a name that does not exist.
@@ -140,7 +141,7 @@ class VariationalBottleneck(nn.Module):
                 if angles.device.type == "cpu" and not finite(angles.detach()):
                     raise ShapeError(NOT_FINITE)
                 values = self._evaluate({depth: angles} if len(angles) else {}, angles)
-            if self.shots is not None:
+            if self.shots is not None and not self.measures:
                 values = sample(values, self.shots, self._next_seed())
             return values
 
@@ -168,7 +169,7 @@ class VariationalBottleneck(nn.Module):
         """Return <Z_i> of tokens that are bucketed by depth, in the order of the buckets."""
         tokens = sum(len(bucket) for bucket in buckets.values())
         name = self.engine_for(max(1, tokens // max(1, len(buckets))))
-        needed = tuple(d for d in buckets if d or self.noise is not None)
+        needed = tuple(d for d in buckets if d or self.noise is not None or self.measures)
         programs = self._programs(name, needed, like)
         values = [programs[d](b) if d in programs else b.cos() for d, b in buckets.items()]
         result = torch.cat(values) if len(values) > 1 else values[0] if values else like.cos()
@@ -202,6 +203,13 @@ class VariationalBottleneck(nn.Module):
         return torch.equal(self.theta, bound)
 
     @property
+    def measures(self) -> bool:
+        """Whether the target itself answers by measurements, so that none are drawn here."""
+        if self.shots is None or self.engine_for(1) != "cudaq":
+            return False
+        return bool(getattr(self._engine("cudaq"), "measures", False))
+
+    @property
     def _noise_learns(self) -> bool:
         """Whether a strength of the noise may change between calls."""
         return self.noise is not None and self.noise.holds_tensors
@@ -209,7 +217,9 @@ class VariationalBottleneck(nn.Module):
     def _engine(self, name: str) -> Engine:
         """Return an engine, made when first needed."""
         if name not in self._engines:
-            self._engines[name] = make_engine(name, self.ansatz, self.noise, self.target)
+            self._engines[name] = make_engine(
+                name, self.ansatz, self.noise, self.target, self.shots, self.seed
+            )
         return self._engines[name]
 
     def _next_seed(self) -> int | None:

@@ -55,9 +55,22 @@ NOISY = ("fourier", "cudaq")
 
 
 def make_engine(
-    name: str, ansatz: Ansatz, noise: NoiseModel | None = None, target: str = "qpp-cpu"
+    name: str,
+    ansatz: Ansatz,
+    noise: NoiseModel | None = None,
+    target: str = "qpp-cpu",
+    shots: int | None = None,
+    seed: int | None = None,
 ) -> Engine:
     """Return the engine called `name` for one circuit.
+
+    Args:
+        name: One of `ENGINES`.
+        ansatz: The circuit.
+        noise: Channels and readout errors.
+        target: CUDA-Q target of the `cudaq` engine.
+        shots: Number of measurements, for targets that answer by measurements alone.
+        seed: Seed of those measurements.
 
     Raises:
         ConfigError: No engine has this name, or it cannot do what is asked.
@@ -79,7 +92,7 @@ def make_engine(
     factory = getattr(import_module(module), attribute)
     engine: Engine
     if name == "cudaq":
-        engine = factory(ansatz, noise, target)
+        engine = factory(ansatz, noise, target, shots=shots, seed=seed)
     else:
         engine = factory(ansatz, noise) if name in NOISY else factory(ansatz)
     return engine

@@ -1,7 +1,6 @@
 """CUDA-Q as an engine: the kernels of `kernels.py` on one of its simulators."""
 
 from collections.abc import Callable, Sequence
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -14,14 +13,10 @@ from medqua.core.quantum.ansatz import Ansatz
 from medqua.core.quantum.exact.dense import DenseProgram, rotations_to_unitary
 from medqua.core.quantum.exact.pauli import kron
 from medqua.core.quantum.noise import NoiseModel
+from medqua.core.quantum.runtime.sampling import Circuit, derived_seed, expectations, sample
+from medqua.core.quantum.runtime.targets import TARGETS, check, find, present, select
 
 Array = np.ndarray
-
-EXACT = ("qpp-cpu", "nvidia", "nvidia-fp64")
-"""Statevector targets: noiseless, and `get_unitary` stands for what they would do."""
-
-NOISY = ("density-matrix-cpu",)
-"""Targets on which `observe` applies a noise model; others would ignore it."""
 
 
 class CudaqEngine:
@@ -29,16 +24,21 @@ class CudaqEngine:
 
     On a noiseless statevector target up to 10 qubits CUDA-Q makes the unitary of the layers
     (`get_unitary`) and all tokens are multiplied by it; the derivative in an angle is the exact
-    `dU/dv = U(v + pi) / 2`. Elsewhere each token is one `observe`, with parameter-shift gradients.
+    `dU/dv = U(v + pi) / 2`. Elsewhere each token is one `observe`, or on a target that answers by
+    measurements one run of `shots`; gradients there follow the parameter-shift rule.
 
     Args:
         ansatz: The circuit.
         noise: Channels and readout errors; needs a target that simulates them.
-        target: Name of a CUDA-Q target.
+        target: Name of a target, see `medqua.core.quantum.runtime.targets`.
         observe: Evaluate by `observe` in any case.
+        shots: Number of measurements of each circuit, for targets that need it.
+        seed: Seed of the measurements: the k-th circuit draws the same again. Without it they
+            follow torch's global generator.
 
     Raises:
-        QuantumError: CUDA-Q or the target is absent, or the target ignores noise.
+        QuantumError: CUDA-Q or the target is absent, needs what is not there, ignores noise,
+            needs shots, or is a machine.
     """
 
     def __init__(
@@ -47,33 +47,30 @@ class CudaqEngine:
         noise: NoiseModel | None = None,
         target: str = "qpp-cpu",
         observe: bool = False,
+        shots: int | None = None,
+        seed: int | None = None,
     ) -> None:
         self.ansatz = ansatz
         self.noise = noise
-        self.target = target
+        self.target = find(target)
+        self.seed = seed
+        if self.target.remote:
+            raise QuantumError(
+                f"CUDA-Q target {target!r} is a machine that bills every circuit: send circuits "
+                "through medqua.core.quantum.runtime.queue, which asks the price first, or choose "
+                "one of " + ", ".join(name for name in present() if not TARGETS[name].remote)
+            )
+        check(self.target, noisy=noise is not None, shots=shots)
+        self.shots = None if self.target.exact else shots
         self.by_unitary = (
-            noise is None and target in EXACT and ansatz.n_qubits <= 10 and not observe
+            noise is None and self.target.statevector and ansatz.n_qubits <= 10 and not observe
         )
-        cudaq = self._cudaq()
-        if target not in EXACT + NOISY or not cudaq.has_target(target):
-            here = [name for name in EXACT + NOISY if cudaq.has_target(name)]
-            raise QuantumError(
-                f"CUDA-Q target {target!r} cannot evaluate the bottleneck here: choose one of "
-                + ", ".join(here)
-            )
-        if noise is not None and target not in NOISY:
-            raise QuantumError(
-                f"CUDA-Q target {target!r} ignores noise: choose target={NOISY[0]!r}, or "
-                "engine='fourier', which is exact with noise"
-            )
+        self._runs = 0
 
-    @staticmethod
-    def _cudaq() -> ModuleType:
-        """Return CUDA-Q, imported when first needed: it takes half a second."""
-        from medqua.core.quantum.runtime import kernels
-
-        module: ModuleType = kernels.cudaq
-        return module
+    @property
+    def measures(self) -> bool:
+        """Whether values are averages of `shots` measurements already."""
+        return self.shots is not None
 
     def compile(
         self, theta: Float[Tensor, "max_depth n_qubits 3"], depths: Sequence[int]
@@ -89,11 +86,15 @@ class CudaqEngine:
 
     def observe(self, phi: Sequence[float], theta: Sequence[float], depth: int) -> list[float]:
         """Return <Z_i> of one token; `theta` flat in C order."""
+        n = self.ansatz.n_qubits
+        if self.shots is not None:
+            circuit = Circuit(self.ansatz, tuple(phi), tuple(theta), depth)
+            counts = sample(self.target, circuit, self.shots, self._next_seed())
+            averages: list[float] = expectations(counts, n)[0].tolist()
+            return averages
         from medqua.core.quantum.runtime import kernels
 
-        cudaq, n = kernels.cudaq, self.ansatz.n_qubits
-        if cudaq.get_target().name != self.target:
-            cudaq.set_target(self.target)
+        cudaq = select(self.target)
         observables = [cudaq.spin.z(i) for i in range(n)]
         options = (
             {} if self.noise is None else {"noise_model": cudaq_noise(self.noise, self.ansatz)}
@@ -108,6 +109,13 @@ class CudaqEngine:
         scale, shift = self.noise.readout_affine(n, torch.zeros((), dtype=torch.float64))
         return (scale * torch.tensor(values, dtype=torch.float64) + shift).tolist()
 
+    def _next_seed(self) -> int:
+        """Return the seed of the next circuit's measurements."""
+        self._runs += 1
+        if self.seed is None:
+            return derived_seed(int(torch.randint(2**62, ())))
+        return derived_seed(self.seed, self._runs)
+
     def unitary(self, theta: Array, depth: int) -> Array:
         """Return the unitary of the first `depth` layers, complex `[2^n, 2^n]`, qubit 0 first.
 
@@ -118,6 +126,7 @@ class CudaqEngine:
         from medqua.core.quantum.runtime import kernels
 
         n = self.ansatz.n_qubits
+        select(self.target)
         if depth == 0:  # a kernel without gates has a 1 x 1 unitary
             return np.eye(2**n, dtype=np.complex128)
         _, entangler = kernels.codes(self.ansatz)

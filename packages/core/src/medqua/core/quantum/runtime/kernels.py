@@ -17,6 +17,7 @@ _start_method = multiprocessing.get_start_method(allow_none=True)
 try:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The CUDA-Q `sample` and `observe`", FutureWarning)
+        warnings.filterwarnings("ignore", "cudaq-logical is in preview", UserWarning)
         import cudaq as cudaq  # type: ignore[import-untyped]
 except ImportError as error:
     raise QuantumError(
@@ -73,6 +74,108 @@ def circuit(
         else:
             rx(phi[i], q[i])
     layers(q, theta, depth, entangler)
+
+
+@cudaq.kernel
+@no_type_check
+def layers_folded(q: cudaq.qview, theta: list[float], depth: int, entangler: int, folds: int):
+    """Apply the layers with every gate G as `G (G^-1 G)^folds`."""
+    n = q.size()
+    for layer in range(depth):
+        for i in range(n):
+            k = 3 * (n * layer + i)
+            rx(theta[k], q[i])
+            for _ in range(folds):
+                rx(-theta[k], q[i])
+                rx(theta[k], q[i])
+            ry(theta[k + 1], q[i])
+            for _ in range(folds):
+                ry(-theta[k + 1], q[i])
+                ry(theta[k + 1], q[i])
+            if layer < depth - 1:
+                rz(theta[k + 2], q[i])
+                for _ in range(folds):
+                    rz(-theta[k + 2], q[i])
+                    rz(theta[k + 2], q[i])
+        if entangler == 1:
+            for i in range(n):
+                for _ in range(2 * folds + 1):
+                    x.ctrl(q[i], q[(i + 1) % n])
+        if entangler == 2:
+            for i in range(n - 1):
+                for _ in range(2 * folds + 1):
+                    x.ctrl(q[i], q[i + 1])
+        if entangler == 3:
+            for i in range(n):
+                for j in range(i + 1, n):
+                    for _ in range(2 * folds + 1):
+                        x.ctrl(q[i], q[j])
+
+
+@cudaq.kernel
+@no_type_check
+def layers_inverse(q: cudaq.qview, theta: list[float], depth: int, entangler: int):
+    """Undo `layers`: the same gates backward with the angles' signs turned."""
+    n = q.size()
+    for back in range(depth):
+        layer = depth - 1 - back
+        if entangler == 1:
+            for m in range(n):
+                x.ctrl(q[n - 1 - m], q[(n - m) % n])
+        if entangler == 2:
+            for m in range(n - 1):
+                x.ctrl(q[n - 2 - m], q[n - 1 - m])
+        if entangler == 3:
+            for m in range(n):
+                for j in range(m):
+                    x.ctrl(q[n - 1 - m], q[n - 1 - j])
+        for i in range(n):
+            k = 3 * (n * layer + i)
+            if layer < depth - 1:
+                rz(-theta[k + 2], q[i])
+            ry(-theta[k + 1], q[i])
+            rx(-theta[k], q[i])
+
+
+@cudaq.kernel
+@no_type_check
+def encode(q: cudaq.qview, phi: list[float], encoding: int, sign: float):
+    """Turn every qubit by `sign` times its angle."""
+    for i in range(q.size()):
+        if encoding == 0:
+            ry(sign * phi[i], q[i])
+        else:
+            rx(sign * phi[i], q[i])
+
+
+@cudaq.kernel
+@no_type_check
+def measured(
+    n: int,
+    phi: list[float],
+    theta: list[float],
+    depth: int,
+    encoding: int,
+    entangler: int,
+    whole: int,
+    each: int,
+):
+    """Run the circuit U as `U (U^-1 U)^whole` with every gate folded `each` times, and read it.
+
+    The measurement is explicit: readout noise acts on nothing else.
+    """
+    q = cudaq.qvector(n)
+    encode(q, phi, encoding, 1.0)
+    for _ in range(each):
+        encode(q, phi, encoding, -1.0)
+        encode(q, phi, encoding, 1.0)
+    layers_folded(q, theta, depth, entangler, each)
+    for _ in range(whole):
+        layers_inverse(q, theta, depth, entangler)
+        encode(q, phi, encoding, -1.0)
+        encode(q, phi, encoding, 1.0)
+        layers(q, theta, depth, entangler)
+    mz(q)
 
 
 def codes(ansatz: Ansatz) -> tuple[int, int]:

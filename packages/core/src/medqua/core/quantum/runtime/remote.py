@@ -1,0 +1,143 @@
+"""What a CUDA-Q process does when asked: submit a circuit, fetch an answer, probe a target.
+
+The handle of a machine's job is CUDA-Q's own text of the future. It holds the credential that the
+job was sent with; `redacted` takes that out before anything is kept, `restored` puts back what the
+environment has now.
+"""
+
+import json
+import os
+import re
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from medqua.core.errors import QuantumError
+from medqua.core.quantum.ansatz import Ansatz
+from medqua.core.quantum.runtime.sampling import Circuit, call, derived_seed, sample
+from medqua.core.quantum.runtime.targets import Target, check, find, select
+
+SECRET = re.compile("token|secret|password|cookie|authorization|api_?key|refresh", re.IGNORECASE)
+"""Names in a handle whose values are never kept, wherever they come from."""
+
+
+def circuit_from(fields: Mapping[str, Any]) -> Circuit:
+    """Return the circuit that `dataclasses.asdict` wrote."""
+    ansatz = Ansatz(**fields["ansatz"])
+    lists = {key: tuple(fields[key]) for key in ("phi", "theta")}
+    return Circuit(**{**fields, "ansatz": ansatz, **lists})
+
+
+def submit(target: str, circuit: Mapping[str, Any], shots: int, seed: int, save: str = "") -> str:
+    """Send one circuit and return a handle by which any later process finds its answer.
+
+    A simulator has answered when this returns: its handle is the answer.
+
+    Args:
+        target: Name of the target.
+        circuit: The circuit as a dictionary.
+        shots: Number of measurements.
+        seed: Seed, for simulators.
+        save: File to keep the handle in before it is returned.
+
+    Raises:
+        QuantumError: The target cannot take it, or refused it.
+    """
+    where, what = find(target), circuit_from(circuit)
+    if where.remote:
+        check(where, shots=shots)
+        cudaq = select(where)
+        kernel, arguments = call(what)
+        try:
+            future = cudaq.sample_async(kernel, *arguments, shots_count=shots)
+            handle = redacted(str(future), where)
+        except RuntimeError as error:
+            raise QuantumError(f"{where.label} refused a circuit: {error}") from error
+    else:
+        handle = json.dumps({"counts": sample(where, what, shots, seed)})
+    if save:
+        keep(Path(save), handle)
+    return handle
+
+
+def fetch(target: str, handle: str) -> dict[str, int]:
+    """Wait for the answer to a handle and return its counts.
+
+    Raises:
+        QuantumError: The provider answers an error, or the job failed there.
+    """
+    where, answer = find(target), json.loads(handle)
+    if "counts" in answer:
+        return dict(answer["counts"])
+    check(where, shots=1)
+    try:
+        from medqua.core.quantum.runtime.kernels import cudaq
+
+        return dict(cudaq.AsyncSampleResult(restored(handle, where)).get().items())
+    except RuntimeError as error:
+        raise QuantumError(f"{where.label} answered an error: {error}") from error
+
+
+def probe(
+    target: str, circuits: list[Mapping[str, Any]], shots: int | None, seed: int
+) -> dict[str, Any]:
+    """Run some circuits on a target and say how long each took.
+
+    Returns:
+        `seconds`, one a circuit; and `values`, exact <Z_i>, or with `shots` the `counts`.
+    """
+    where, runs = find(target), [circuit_from(fields) for fields in circuits]
+    check(where, shots=shots)
+    counts, values, seconds = [], [], []
+    for k, run in enumerate(runs):
+        start = time.perf_counter()
+        if shots is not None:
+            counts.append(sample(where, run, shots, derived_seed(seed, k)))
+        else:
+            from medqua.core.quantum.runtime.engine import CudaqEngine
+
+            engine = CudaqEngine(run.ansatz, target=target, observe=True)
+            values.append(engine.observe(list(run.phi), list(run.theta), run.depth))
+        seconds.append(time.perf_counter() - start)
+    return {"counts": counts, "values": values, "seconds": seconds}
+
+
+def redacted(handle: str, target: Target) -> str:
+    """Return a handle without credentials; those of the environment leave their names behind."""
+    held = {name: os.environ[name] for name in target.credentials if os.environ.get(name)}
+
+    def clean(key: str, value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: clean(k, v) for k, v in value.items()}
+        if isinstance(value, list):
+            return [clean(key, v) for v in value]
+        if not isinstance(value, str):
+            return value
+        for name, secret in held.items():
+            value = value.replace(secret, f"${{{name}}}")
+        return "" if SECRET.search(key) and "${" not in value else value
+
+    return json.dumps(clean("", json.loads(handle)))
+
+
+def restored(handle: str, target: Target) -> str:
+    """Return a handle with the credentials that the environment has now."""
+    for name in target.credentials:
+        secret = json.dumps(os.environ.get(name, ""))[1:-1]
+        handle = handle.replace(f"${{{name}}}", secret)
+    return handle
+
+
+def keep(path: Path, text: str) -> None:
+    """Write a file so that it is there whole or not at all, whatever happens meanwhile."""
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    with part.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+
+
+VERBS: Mapping[str, Callable[..., Any]] = {"submit": submit, "fetch": fetch, "probe": probe}
+"""What can be asked."""
