@@ -82,7 +82,7 @@ class Channel:
 
     def strengths(self, count: int, like: Tensor) -> Tensor:
         """Return one strength for each of `count` qubits or CNOTs, `[count]`."""
-        values = torch.as_tensor(self.strength).to(like)
+        values = torch.as_tensor(self.strength, dtype=like.dtype, device=like.device)
         if values.ndim and values.shape[0] != count:
             raise ConfigError(
                 f"{self.kind} has {values.shape[0]} strengths: the circuit needs one or {count}"
@@ -266,7 +266,10 @@ class NoiseModel:
 
     def readout_affine(self, n_qubits: int, like: Tensor) -> tuple[Tensor, Tensor]:
         """Return (scale, shift), `[n_qubits]`: a readout of <Z_i> is `scale * <Z_i> + shift`."""
-        up, down = (torch.as_tensor(p).to(like).expand(n_qubits) for p in self.readout)
+        up, down = (
+            torch.as_tensor(p, dtype=like.dtype, device=like.device).expand(n_qubits)
+            for p in self.readout
+        )
         return 1 - up - down, down - up
 
     @property

@@ -1,0 +1,114 @@
+"""`medqua-core`: draw the circuit, and report how trainable it is.
+
+hatch run core:draw --qubits 4 --depth 2
+hatch run core:trainability --output runs/trainability
+"""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from medqua.core.console import run as run_app
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+)
+
+Encoding = Annotated[str, typer.Option(help="Rotation that encodes an angle: ry or rx.")]
+Entangler = Annotated[str, typer.Option(help="CNOTs of a layer: ring, line, all or none.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show a traceback on an error.")]
+
+FORMATS = ("text", "qasm", "png", "svg", "pdf")
+"""What `draw` makes; the last three are files."""
+
+SUFFIXES = {".txt": "text", ".qasm": "qasm", ".png": "png", ".svg": "svg", ".pdf": "pdf"}
+"""File suffix -> format, where --format is not given."""
+
+
+@app.callback()
+def verbs() -> None:
+    """Draw and study the variational circuit of MedQua."""
+
+
+@app.command()
+def draw(
+    qubits: Annotated[int, typer.Option(help="Number of qubits, 2 to 24.")] = 4,
+    depth: Annotated[int, typer.Option(help="Number of layers.")] = 2,
+    encoding: Encoding = "ry",
+    entangler: Entangler = "ring",
+    shape: Annotated[
+        str | None,
+        typer.Option(
+            "--format",
+            help="text, qasm (OpenQASM 3), png, svg or pdf; by default that of --output, or text.",
+            metavar="FORMAT",
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="File to write; stdout by default.", metavar="FILE")
+    ] = None,
+    measure: Annotated[
+        bool, typer.Option(help="Whether an OpenQASM program ends by measuring every qubit.")
+    ] = True,
+    debug: Debug = False,
+) -> None:
+    """Draw the circuit as text or a picture, or export it to OpenQASM 3.
+
+    Examples:
+        medqua-core draw --qubits 4 --depth 2
+
+        medqua-core draw --qubits 8 --depth 4 --output circuit.png
+
+        medqua-core draw --entangler line --format qasm --no-measure > circuit.qasm
+    """
+    from medqua.core.errors import ConfigError
+    from medqua.core.quantum.ansatz import Ansatz
+    from medqua.core.quantum.draw import diagram, figure
+    from medqua.core.quantum.qasm import to_qasm
+
+    if shape is None:
+        shape = SUFFIXES.get(output.suffix.lower(), output.suffix) if output else "text"
+    if shape not in FORMATS:
+        raise ConfigError(
+            f"format is {shape!r}: choose one of {', '.join(FORMATS)}, or an --output that ends "
+            f"in {', '.join(SUFFIXES)}"
+        )
+    ansatz = Ansatz(qubits, max(depth, 1), encoding=encoding, entangler=entangler)
+    if output is not None and not output.resolve().parent.is_dir():
+        raise ConfigError(f"{output} cannot be written: no such folder {output.parent}")
+    if shape in ("text", "qasm"):
+        if shape == "qasm":
+            text = to_qasm(ansatz, depth, measure=measure)
+        elif output is None:
+            text = diagram(ansatz, depth, width=terminal_width()) + "\n"
+        else:
+            text = diagram(ansatz, depth) + "\n"
+        if output is None:
+            sys.stdout.write(text)
+        else:
+            output.write_text(text, encoding="utf-8")
+        return
+    if output is None:
+        raise ConfigError(f"a picture ({shape}) goes to a file: give --output FILE")
+    figure(ansatz, depth).savefig(output, format=shape)
+
+
+def terminal_width() -> int:
+    """Return how many characters a line of the terminal has."""
+    from medqua.core.console import console
+
+    return console.width
+
+
+def main() -> None:
+    """Run the command line and exit with its status."""
+    sys.exit(run_app(app))
+
+
+if __name__ == "__main__":
+    main()
