@@ -84,7 +84,9 @@ def circuits(draw, max_qubits=8, max_depth=6):
 
 
 def evaluate(name, ansatz, depth, angles, theta):
-    return make_engine(name, ansatz).compile(theta, (depth,))[depth](angles)
+    if name == "triton" and torch.cuda.is_available():  # else its kernels are interpreted
+        angles, theta = angles.cuda(), theta.cuda()
+    return make_engine(name, ansatz).compile(theta, (depth,))[depth](angles).cpu()
 
 
 def observe(ansatz, depth, angles, theta):

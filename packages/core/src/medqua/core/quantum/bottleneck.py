@@ -12,6 +12,7 @@ from medqua.core.errors import ConfigError, ShapeError
 from medqua.core.quantum.ansatz import Ansatz
 from medqua.core.quantum.cost import LARGEST, cheapest
 from medqua.core.quantum.engine import Engine, Program, make_engine
+from medqua.core.quantum.exact.triton_fourier import runs_fused
 from medqua.core.quantum.noise import NoiseModel
 from medqua.core.quantum.shots import sample
 
@@ -80,8 +81,8 @@ class VariationalBottleneck(nn.Module):
         self._calls = 0
         self._engines: dict[str, Engine] = {}
         self._cache: dict[tuple[str, int, torch.dtype, torch.device], tuple[Tensor, Program]] = {}
-        self._engine(self.engine_for(1))  # refuse now what cannot run
         self.theta = nn.Parameter(torch.empty(self.ansatz.theta_shape))
+        self._engine(self.engine_for(1))  # refuse now what cannot run
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -96,6 +97,8 @@ class VariationalBottleneck(nn.Module):
             return self.engine
         if self.target != "qpp-cpu":
             return "cudaq"
+        if runs_fused(self.ansatz.n_qubits, self.theta.device):
+            return "triton"
         frozen = not self.training and not torch.is_grad_enabled()
         return cheapest(self.ansatz, tokens, noisy=self.noise is not None, prepared=frozen)
 

@@ -46,11 +46,12 @@ ENGINES = {
     "fourier": "medqua.core.quantum.exact.fourier:FourierEngine",
     "dense": "medqua.core.quantum.exact.dense:DenseEngine",
     "gates": "medqua.core.quantum.exact.gates:GatesEngine",
+    "triton": "medqua.core.quantum.exact.triton_fourier:TritonEngine",
     "cudaq": "medqua.core.quantum.runtime.engine:CudaqEngine",
 }
 """Engine name -> where it is defined; loaded when first asked for."""
 
-NOISY = ("fourier", "cudaq")
+NOISY = ("fourier", "triton", "cudaq")
 """Engines that take a noise model."""
 
 
