@@ -13,7 +13,7 @@ import json
 import shutil
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,14 +22,13 @@ import numpy as np
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from transformers import PreTrainedModel
 
 import medqua.core.adapter  # noqa: F401 registers QUASAR with PEFT, which `open` needs
 from medqua.core.errors import BackboneError, BundleError, ConfigError
 from medqua.core.findings.calibration import Calibration
 from medqua.core.findings.labels import ALIASES, CHEXPERT, NIH
 from medqua.core.findings.result import Finding, Findings
-from medqua.core.model.backbone import Backbone, load_backbone, load_model, quiet_bars
+from medqua.core.model.backbone import Backbone
 from medqua.core.model.classifier import MedQuaClassifier, vision_language_model
 from medqua.core.model.manifest import (
     MANIFEST,
@@ -39,8 +38,15 @@ from medqua.core.model.manifest import (
     read_manifest,
     write_manifest,
 )
+from medqua.core.model.parts import (
+    move_into_place,
+    open_backbone,
+    read_parts,
+    save_adapter,
+    save_backbone,
+)
 from medqua.core.vision.image import ImageSpec, read_image
-from medqua.core.vision.processor import build_inputs, load_processor
+from medqua.core.vision.processor import build_inputs
 
 DEFAULT_PROMPT = "Name the findings in this frontal chest radiograph."
 """Instruction given with every image unless a recipe says otherwise."""
@@ -199,7 +205,7 @@ class Bundle:
         scratch.mkdir()
         try:
             self._write(scratch, embed)
-            _replace(scratch, target)
+            move_into_place(scratch, target)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
         return target
@@ -230,8 +236,8 @@ class Bundle:
         """
         root = Path(directory)
         manifest = cls.verify(root)
-        calibration, image = _parts(manifest)
-        backbone = _open_backbone(root, manifest, cache_dir, local_files_only)
+        calibration, image = read_parts(manifest)
+        backbone = open_backbone(root, manifest, cache_dir, local_files_only)
         model: Any = backbone.model
         try:
             if manifest.adapter is not None:
@@ -275,7 +281,7 @@ class Bundle:
         """
         root = Path(directory)
         manifest = read_manifest(root)
-        _parts(manifest)
+        read_parts(manifest)
         needed = [_HEAD]
         if manifest.adapter is not None:
             needed += ["adapter/adapter_config.json", "adapter/adapter_model.safetensors"]
@@ -319,12 +325,12 @@ class Bundle:
         }
         if embed:
             backbone["folder"] = "backbone"
-            _save_backbone(vlm, root / "backbone")
+            save_backbone(vlm, root / "backbone")
         else:
             backbone["revision"] = self.backbone.revision
         adapter = None
         if isinstance(model, PeftModel):
-            adapter = _save_adapter(model, root / "adapter", source, self.backbone.revision)
+            adapter = save_adapter(model, root / "adapter", source, self.backbone.revision)
         self.backbone.processor.save_pretrained(root / "processor")
         head = self.classifier.head.state_dict()
         save_file({name: x.cpu().contiguous() for name, x in head.items()}, root / _HEAD)
@@ -349,88 +355,6 @@ class Bundle:
         )
         write_manifest(root, manifest)
         read_manifest(root)
-
-
-def _save_backbone(vlm: PreTrainedModel, folder: Path) -> None:
-    """Save the backbone alone, under its own names, whatever adapter is injected."""
-    state = {
-        name.replace(".base_layer.", "."): tensor
-        for name, tensor in vlm.state_dict().items()
-        if "quasar_" not in name and ".lora_" not in name
-    }
-    folder.mkdir()
-    with quiet_bars():
-        vlm.save_pretrained(folder, state_dict=state)
-
-
-def _save_adapter(
-    model: PeftModel, folder: Path, source: str, revision: str | None
-) -> dict[str, Any]:
-    """Save the active adapter at the top of `folder` and return its configuration."""
-    name = model.active_adapter
-    model.save_pretrained(str(folder), selected_adapters=[name], save_embedding_layers=False)
-    if name != "default":
-        for path in (folder / name).iterdir():
-            path.rename(folder / path.name)
-        (folder / name).rmdir()
-    (folder / "README.md").unlink(missing_ok=True)
-    path = folder / "adapter_config.json"
-    config: dict[str, Any] = json.loads(path.read_bytes())
-    config |= {"base_model_name_or_path": source, "revision": revision}
-    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    return config
-
-
-def _parts(manifest: Manifest) -> tuple[Calibration, ImageSpec]:
-    try:
-        calibration = Calibration.from_dict(manifest.calibration)
-        image = ImageSpec.from_dict(manifest.image)
-    except (ConfigError, TypeError) as error:
-        raise BundleError(f"{MANIFEST}: {error}") from error
-    extra = set(manifest.backbone) - {"source", "dtype", "folder", "revision"}
-    where = [key for key in ("folder", "revision") if key in manifest.backbone]
-    dtype = getattr(torch, str(manifest.backbone.get("dtype")), None)
-    folder = manifest.backbone.get("folder", "backbone")
-    if extra or len(where) != 1 or not isinstance(dtype, torch.dtype) or folder != "backbone":
-        raise BundleError(
-            f"'backbone' in {MANIFEST} is {manifest.backbone}: needed source, dtype, and either "
-            "the folder 'backbone' or a revision"
-        )
-    if not all(isinstance(label, str) for label in manifest.labels):
-        raise BundleError(f"'labels' in {MANIFEST} are not all names: export again")
-    return calibration, image
-
-
-def _open_backbone(
-    root: Path, manifest: Manifest, cache_dir: Path | None, local_files_only: bool
-) -> Backbone:
-    source, dtype = manifest.backbone["source"], getattr(torch, manifest.backbone["dtype"])
-    try:
-        processor = load_processor(root / "processor")
-        if "folder" in manifest.backbone:
-            model = load_model(root / "backbone", source, dtype)
-            return Backbone(model, processor, source, None)
-    except BackboneError as error:
-        raise BundleError(f"the bundle's own backbone does not load: {error}") from error
-    fetched = load_backbone(
-        source,
-        revision=manifest.backbone["revision"],
-        dtype=dtype,
-        cache_dir=cache_dir,
-        local_files_only=local_files_only,
-    )
-    return replace(fetched, processor=processor)
-
-
-def _replace(new: Path, target: Path) -> None:
-    """Move a complete folder to its place; what stood there goes only when the new one stands."""
-    if not target.exists():
-        new.rename(target)
-        return
-    old = target.parent / f".{target.name}.{uuid.uuid4().hex}"
-    target.rename(old)
-    new.rename(target)
-    shutil.rmtree(old)
 
 
 def _first_line(error: BaseException) -> str:
