@@ -4,7 +4,8 @@
 
 All of a tiny Qwen2.5-VL learns to name the 14 observations on phantoms of a seed that no recipe
 uses; what is kept is the backbone, without the head. Muon trains the hidden matrices. Seeds are
-fixed; the folder appears whole or not at all.
+fixed; the folder appears whole or not at all. `--work` keeps the phantoms and a checkpoint of each
+eighth, from which the same command goes on.
 """
 
 import argparse
@@ -12,7 +13,6 @@ import json
 import shutil
 import time
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import numpy.typing as npt
@@ -30,8 +30,6 @@ from medqua.train.data.phantom import write_tree
 from medqua.train.metrics import macro_auroc
 
 ARCHITECTURE = TinyArchitecture(
-    patch_size=28,
-    merge_size=1,
     vision_hidden=96,
     vision_mlp=192,
     hidden=64,
@@ -46,21 +44,21 @@ SEED = 1000
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, required=True, help="folder of the backbone")
-    parser.add_argument("--passes", type=int, default=60_000, help="images seen in training")
-    parser.add_argument("--patients", type=int, default=1200, help="phantom patients")
+    parser.add_argument("--work", type=Path, required=True, help="folder of what can go on")
+    parser.add_argument("--passes", type=int, default=100_000, help="images seen in training")
+    parser.add_argument("--patients", type=int, default=3000, help="phantom patients")
     parser.add_argument("--batch", type=int, default=32, help="images of a step")
     arguments = parser.parse_args()
     torch.manual_seed(SEED)
-    with TemporaryDirectory() as folder:
-        images, targets, tested = load_phantoms(Path(folder) / "tree", arguments.patients)
+    images, targets, tested = load_phantoms(arguments.work, arguments.patients)
     backbone = load_backbone("tiny", architecture=ARCHITECTURE, seed=0)
     model = MedQuaClassifier(backbone.model, targets.shape[1], tune="full")
     rng = np.random.default_rng(SEED)
 
-    def score(rows: npt.NDArray[np.intp], *, augment: bool) -> Tensor:
+    def score(rows: npt.NDArray[np.intp], *, augment: bool, step: int = 0) -> Tensor:
         batch = images[rows].astype(np.float32) / 255
         if augment:
-            batch = shifted(batch, rng)
+            batch = shifted(batch, np.random.default_rng((SEED, step)))
         return model(**build_inputs(backbone.processor, list(batch), PROMPT))
 
     def test() -> float | None:
@@ -76,13 +74,19 @@ def main() -> None:
     order = np.concatenate(
         [rng.permutation(trained) for _ in range(arguments.passes // len(trained) + 1)]
     )
+    checkpoint, first = arguments.work / f"{steps}-steps.pt", 0
+    parts = [model, *optimizers, *schedules]
+    if checkpoint.exists():
+        first, *states = torch.load(checkpoint, weights_only=True)
+        for part, state in zip(parts, states, strict=True):
+            part.load_state_dict(state)
     started = time.time()
     model.train()
-    for step in track(range(steps), description="Pretraining"):
+    for step in track(range(first, steps), description="Pretraining"):
         rows = order[step * arguments.batch : (step + 1) * arguments.batch]
         target = torch.from_numpy(targets[rows].astype(np.float32))
         loss = functional.binary_cross_entropy_with_logits(
-            score(rows, augment=True), target.clamp(min=0), weight=(target >= 0).float()
+            score(rows, augment=True, step=step), target.clamp(min=0), weight=(target >= 0).float()
         )
         model.zero_grad()
         loss.backward()
@@ -91,8 +95,19 @@ def main() -> None:
             optimizer.step()
             schedule.step()
         if step % max(steps // 8, 1) == max(steps // 8, 1) - 1:
-            print(f"step {step + 1}: test macro AUROC {test():.4f}, {time.time() - started:.0f} s")
-    figure = {"test_macro_auroc": test(), "passes": arguments.passes, "phantom_seed": SEED}
+            took = time.time() - started
+            print(f"step {step + 1}: test macro AUROC {test():.4f}, {took:.0f} s", flush=True)
+            partial = checkpoint.with_suffix(".partial")
+            torch.save([step + 1, *(part.state_dict() for part in parts)], partial)
+            partial.replace(checkpoint)
+    figure = {
+        "test_macro_auroc": test(),
+        "passes": arguments.passes,
+        "phantom_seed": SEED,
+        "patients": arguments.patients,
+        "train_images": len(trained),
+        "test_images": len(tested),
+    }
     unfinished = arguments.output.with_name(f".{arguments.output.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     backbone.model.save_pretrained(unfinished)
@@ -103,10 +118,15 @@ def main() -> None:
 
 
 def load_phantoms(
-    root: Path, patients: int
+    work: Path, patients: int
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int8], npt.NDArray[np.intp]]:
     """Frontal images `[N, 224, 224]`, targets `[N, 14]`, and the rows of the test split."""
-    write_tree(root, patients=patients, seed=SEED, size=224, dicom=False)
+    root = work / f"phantoms-{patients}"
+    if not root.exists():
+        partial = root.with_suffix(".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        write_tree(partial, patients=patients, seed=SEED, size=224, dicom=False)
+        partial.replace(root)
     manifest = read_mimic(root)
     table = manifest.frame
     spec = ImageSpec(size=224)
