@@ -185,6 +185,56 @@ def test_without_a_device_it_is_refused_and_its_kernels_are_not_loaded():
     assert imported == "False"
 
 
+COMPILE = """
+import sys
+import torch
+from triton import compile
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from medqua.core.quantum.exact import triton_kernels
+from medqua.core.quantum.exact.triton_fourier import Layout, compiled_for
+
+n, capability, precision = int(sys.argv[1]), int(sys.argv[2]), sys.argv[4]
+dtype, pointer = {"32": (torch.float32, "*fp32"), "64": (torch.float64, "*fp64")}[sys.argv[3]]
+for name in ("forward", "backward_angles", "backward_table"):
+    kernel = getattr(triton_kernels, name)
+    constants = compiled_for(name, Layout.of(n), dtype, precision)
+    options = {key: constants.pop(key) for key in ("num_warps", "num_stages")}
+    numbers = {"tokens": "i32", "share": "i32"}
+    names = kernel.arg_names
+    signature = {a: "constexpr" if a in constants else numbers.get(a, pointer) for a in names}
+    constants = {(names.index(key),): value for key, value in constants.items()}
+    pointers = [k for k, a in enumerate(names) if signature[a] == pointer]
+    aligned = {(k,): [["tt.divisibility", 16]] for k in pointers}
+    source = ASTSource(kernel, signature, constants, aligned)
+    built = compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    print(name, built.metadata.shared, len(built.asm["cubin"]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("n", "capability", "bits", "precision"),
+    [
+        *((n, 80, 32, "ieee") for n in range(2, 11)),
+        *((n, 80, 64, "ieee") for n in (3, 6, 8, 10)),
+        *((10, capability, 32, "ieee") for capability in (75, 86, 89, 90, 100, 120)),
+        *((8, capability, 64, "ieee") for capability in (75, 89, 90)),
+        *((8, 90, 32, precision) for precision in ("tf32x3", "tf32")),
+    ],
+)
+def test_kernels_compile_to_machine_code_of_gpus(n, capability, bits, precision):
+    environment = {**os.environ, "TRITON_INTERPRET": "0"}
+    command = [sys.executable, "-c", COMPILE, *map(str, (n, capability, bits, precision))]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    built = [line.split() for line in done.stdout.splitlines()]
+    assert [name for name, _, _ in built] == ["forward", "backward_angles", "backward_table"]
+    for _, shared, size in built:
+        assert 0 < int(shared) <= 48 * 1024  # what every GPU has, without asking for more
+        assert int(size) > 0
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not CUDA, reason="needs a CUDA device")
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])

@@ -202,24 +202,53 @@ class TritonProgram:
         )
         return result
 
+    def constants(self, kernel: str) -> dict[str, Any]:
+        """Return what one of the kernels is compiled for here."""
+        return compiled_for(kernel, self.layout, self.table.dtype, self.precision)
+
     def launch(
-        self, name: str, grid: tuple[int, ...], *arguments: Tensor | int, **constants: int
+        self,
+        kernel: str,
+        grid: tuple[int, ...],
+        arguments: tuple[Any, ...],
+        options: dict[str, Any],
     ) -> None:
         """Run a kernel on the device of the table."""
-        layout, precision = self.layout, self.precision
         with torch.cuda.device_of(self.table):  # type: ignore[no-untyped-call]
-            getattr(self.kernels, name)[grid](
-                *arguments,
-                N=layout.n_qubits,
-                LEAD=layout.lead,
-                BASE=layout.base,
-                LAST=layout.last,
-                UP=layout.rows,
-                VP=layout.columns,
-                STRIDE=layout.shape[1],
-                PRECISION=precision if self.table.dtype == torch.float32 else "ieee",
-                **constants,
-            )
+            getattr(self.kernels, kernel)[grid](*arguments, **options)
+
+
+def compiled_for(kernel: str, layout: Layout, dtype: torch.dtype, precision: str) -> dict[str, Any]:
+    """Return what a kernel is compiled for: its constants, its warps and its stages.
+
+    Blocks are of a size at which accumulators and operands fit 255 registers a thread, and shared
+    memory the 48 KiB that every GPU has. They are fixed rather than tuned on the spot, so that the
+    order of sums, and with it the last bit, is the same in every run.
+    """
+    single = dtype == torch.float32
+    constants = {
+        "N": layout.n_qubits,
+        "LEAD": layout.lead,
+        "BASE": layout.base,
+        "LAST": layout.last,
+        "UP": layout.rows,
+        "VP": layout.columns,
+        "STRIDE": layout.shape[1],
+        "PRECISION": precision if single else "ieee",
+    }
+    group, block, warps, stages = layout.group, 32 if single else 16, 4, 2
+    match kernel:
+        case "forward":
+            constants |= {"WIDTH": 1 << (layout.n_qubits - 1).bit_length(), "TRAIN": True}
+        case "backward_angles":
+            group = max(1, 16 // layout.columns)  # a matrix product is at least 16 long
+            block = 64 if single else 16
+        case _:  # backward_table: its loads feed no matrix product, there is nothing to pipeline
+            group = group if single else min(group, 64 // layout.columns)
+            wide = group * layout.columns > 64 or not single
+            block, warps, stages = 16, 8 if wide else 4, 1
+    sizes = {"GROUP": group, "BLOCK": block, "num_warps": warps, "num_stages": stages}
+    return constants | sizes
 
 
 class _Fused(torch.autograd.Function):
@@ -232,19 +261,11 @@ class _Fused(torch.autograd.Function):
         values = torch.empty_like(angles)
         turns = angles.new_empty((2, tokens, n) if train else 0)
         slopes = angles.new_empty((tokens, layout.last, n) if train else 0)
-        block = 32 if angles.dtype == torch.float32 else 16
         if tokens:
-            program.launch(
-                "forward",
-                (-(-tokens // block), layout.groups),
-                *(angles, table, values, turns, slopes, tokens),
-                WIDTH=1 << (n - 1).bit_length(),
-                GROUP=layout.group,
-                BLOCK=block,
-                TRAIN=train,
-                num_warps=4,
-                num_stages=2,
-            )
+            options = program.constants("forward") | {"TRAIN": train}
+            grid = (blocks(tokens, options["BLOCK"]), layout.groups)
+            arguments = (angles, table, values, turns, slopes, tokens)
+            program.launch("forward", grid, arguments, options)
         ctx.program = program
         ctx.save_for_backward(table, turns, slopes)
         return values
@@ -263,23 +284,20 @@ class _Fused(torch.autograd.Function):
         return pulled, in_table, None
 
 
+def blocks(tokens: int, block: int) -> int:
+    """Return how many blocks hold the tokens."""
+    return -(-tokens // block)
+
+
 def _angles_gradient(
     program: TritonProgram, table: Tensor, turns: Tensor, slopes: Tensor, grad: Tensor
 ) -> Tensor:
     """Return the gradient in the angles, `[tokens, n]`."""
-    tokens = len(grad)
-    pulled = torch.empty_like(grad)
-    block = 32 if grad.dtype == torch.float32 else 16
+    tokens, pulled = len(grad), torch.empty_like(grad)
     if tokens:
-        program.launch(
-            "backward_angles",
-            (-(-tokens // block),),
-            *(turns, slopes, table, grad, pulled, tokens),
-            GROUP=max(1, 16 // program.layout.columns),  # a matrix product is at least 16 long
-            BLOCK=block,
-            num_warps=4,
-            num_stages=2,
-        )
+        options = program.constants("backward_angles")
+        arguments = (turns, slopes, table, grad, pulled, tokens)
+        program.launch("backward_angles", (blocks(tokens, options["BLOCK"]),), arguments, options)
     return pulled
 
 
@@ -288,18 +306,12 @@ def _table_gradient(program: TritonProgram, turns: Tensor, grad: Tensor) -> Tens
     layout, tokens = program.layout, len(grad)
     if not tokens:
         return grad.new_zeros(layout.shape)
-    block = 16
-    tiles = 3**layout.lead * layout.groups
-    splits = max(1, min(SHARES // tiles, -(-tokens // (4 * block))))
-    share = -(-tokens // (splits * block)) * block
+    options = program.constants("backward_table")
+    block = options["BLOCK"]
+    tiles = 3 ** max(0, layout.lead - 1), layout.shape[1] // (options["GROUP"] * layout.columns)
+    splits = max(1, min(SHARES // (tiles[0] * tiles[1]), blocks(tokens, 4 * block)))
+    share = blocks(tokens, splits * block) * block
     shares = grad.new_empty(splits, *layout.shape)
-    program.launch(
-        "backward_table",
-        (3**layout.lead, layout.groups, splits),
-        *(turns, grad, shares, tokens, share),
-        GROUP=layout.group,
-        BLOCK=block,
-        num_warps=4,
-        num_stages=1,
-    )
+    arguments = (turns, grad, shares, tokens, share)
+    program.launch("backward_table", (*tiles, splits), arguments, options)
     return shares.sum(0) if splits > 1 else shares[0]

@@ -268,26 +268,39 @@ def backward_table(
     BLOCK: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Work out one tile of the gradient in the table, for one share of the tokens."""
-    tokens = tokens.to(tl.int64)
-    chunk = tl.program_id(0)
+    """Work out the gradient in one tile of the table, for one share of the tokens.
+
+    With leading qubits that is three tiles, one for each factor of the last of them: they share F2
+    and most of F1.
+    """
+    parent = tl.program_id(0)
     group = tl.program_id(1)
     split = tl.program_id(2)
     i = group * GROUP + tl.arange(0, GROUP)[None, :]
-    result = tl.zeros((UP, GROUP * VP), dtype=grad.dtype.element_ty)
+    by_one = tl.zeros((UP, GROUP * VP), dtype=grad.dtype.element_ty)
+    by_cosine = tl.zeros((UP, GROUP * VP), dtype=grad.dtype.element_ty)
+    by_sine = tl.zeros((UP, GROUP * VP), dtype=grad.dtype.element_ty)
+    tokens = tokens.to(tl.int64)
     begin = split.to(tl.int64) * share
     for step in range(share // BLOCK):
         row = begin + step * BLOCK + tl.arange(0, BLOCK)
         live = row < tokens
         cosines, sines = load(turns, row, tokens, N)
-        f1 = products(cosines, sines, LEAD, BASE, UP)
-        if LEAD > 0:
-            f1 *= leading(cosines, sines, chunk, LEAD)[:, None]
-        f2 = products(cosines, sines, LEAD + BASE, LAST, VP)
         weight = tl.load(grad + row[:, None] * N + i, mask=live[:, None] & (i < N), other=0.0)
+        f2 = products(cosines, sines, LEAD + BASE, LAST, VP)
         outer = tl.reshape(weight[:, :, None] * f2[:, None, :], (BLOCK, GROUP * VP))
-        result = multiply(tl.trans(f1), outer, result, PRECISION)
-    down = chunk * UP + tl.arange(0, UP)[:, None]
-    across = group * GROUP * VP + tl.arange(0, GROUP * VP)[None, :]
-    begin = split.to(tl.int64) * (3**LEAD * UP * STRIDE)
-    tl.store(shares + begin + down * STRIDE + across, result)
+        f1 = products(cosines, sines, LEAD, BASE, UP)
+        if LEAD > 1:
+            f1 *= leading(cosines, sines, parent, LEAD - 1)[:, None]
+        by_one = multiply(tl.trans(f1), outer, by_one, PRECISION)
+        if LEAD > 0:
+            cosine, sine = cosines[LEAD - 1][:, None], sines[LEAD - 1][:, None]
+            by_cosine = multiply(tl.trans(f1 * cosine), outer, by_cosine, PRECISION)
+            by_sine = multiply(tl.trans(f1 * sine), outer, by_sine, PRECISION)
+    place = shares + split.to(tl.int64) * (3**LEAD * UP * STRIDE) + group * GROUP * VP
+    place += tl.arange(0, UP)[:, None] * STRIDE + tl.arange(0, GROUP * VP)[None, :]
+    if LEAD > 0:
+        place += parent * (3 * UP * STRIDE)
+        tl.store(place + UP * STRIDE, by_cosine)
+        tl.store(place + 2 * UP * STRIDE, by_sine)
+    tl.store(place, by_one)
