@@ -13,7 +13,8 @@ from torchmetrics.functional.classification import binary_average_precision
 
 from medqua.core.findings.calibration import expected_calibration_error
 from medqua.train.data.manifest import IGNORED
-from medqua.train.statistics import AurocIntervals, weighted_auroc
+from medqua.train.statistics.auroc import weighted_auroc
+from medqua.train.statistics.bootstrap import AurocIntervals
 
 Figures = dict[str, Any]
 """Names to numbers, None, or further figures: what goes into `metrics.json`."""

@@ -37,7 +37,7 @@ from medqua.train.record import (
     read_json,
     write_json,
 )
-from medqua.train.statistics import bootstrap_auroc
+from medqua.train.statistics.bootstrap import bootstrap_auroc
 from medqua.train.trainer import MedQuaTrainer, last_checkpoint
 
 LICENCES = {

@@ -1,11 +1,14 @@
 import numpy as np
 import pytest
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import brier_score_loss, roc_auc_score
 
 from medqua.core.errors import ConfigError
+from medqua.core.findings.calibration import expected_calibration_error
 from medqua.train.data.manifest import IGNORED
 from medqua.train.metrics import macro_auroc
-from medqua.train.statistics import bootstrap_auroc, weighted_auroc
+from medqua.train.statistics.auroc import weighted_auroc
+from medqua.train.statistics.bootstrap import bootstrap_auroc, bootstrap_calibration
+from medqua.train.statistics.resampling import Resampling
 
 
 def sample(n: int = 200, images: int = 1, seed: int = 0):
@@ -87,7 +90,7 @@ def test_labels_that_resampling_cannot_judge_say_why():
 
 def test_small_chunks_change_nothing(monkeypatch):
     whole = bootstrap_auroc(*sample(50), resamples=100)
-    monkeypatch.setattr("medqua.train.statistics.ROWS_AT_ONCE", 350)
+    monkeypatch.setattr("medqua.train.statistics.resampling.ROWS_AT_ONCE", 350)
     assert bootstrap_auroc(*sample(50), resamples=100) == whole
 
 
@@ -108,3 +111,63 @@ def test_macro_interval_is_of_the_labels_of_the_macro_figure():
     assert found.per_label[1].bounds is None
     low, high = found.macro.bounds
     assert low <= point <= high
+
+
+def calibrated(n: int = 300, seed: int = 0, bias: float = 0.0):
+    """Probabilities that are right on average, or too high by `bias`."""
+    rng = np.random.default_rng(seed)
+    truth = rng.uniform(0.1, 0.7, (n, 1))
+    targets = (rng.uniform(size=(n, 1)) < truth).astype(np.int8)
+    return (truth + bias)[None], targets
+
+
+def test_calibration_figures_are_those_of_their_definitions():
+    probabilities, targets = calibrated()
+    targets[::5] = IGNORED
+    known = targets[:, 0] != IGNORED
+    p, y = probabilities[0, known, 0], targets[known, 0]
+    found = bootstrap_calibration(probabilities, targets, range(300), Resampling(50))
+    assert found.ece == pytest.approx(expected_calibration_error(p, y), abs=1e-14)
+    assert found.brier == pytest.approx(brier_score_loss(y, p), abs=1e-14)
+
+
+def test_brier_interval_has_the_width_of_a_mean():
+    probabilities, targets = calibrated(500)
+    found = bootstrap_calibration(probabilities, targets, range(500), Resampling(2000))
+    error = ((probabilities[0] - targets) ** 2).std() / np.sqrt(500)
+    low, high = found.brier_interval.bounds
+    assert (high - low) / (2 * 1.96 * error) == pytest.approx(1, abs=0.08)
+
+
+def test_ece_interval_is_low_for_the_calibrated_and_holds_a_bias():
+    right = bootstrap_calibration(*calibrated(1500), range(1500), Resampling(500))
+    assert right.ece_interval.bounds[0] < 0.02
+    probabilities, targets = calibrated(1500, bias=0.2)
+    wrong = bootstrap_calibration(probabilities, targets, range(1500), Resampling(500))
+    gap = (probabilities[0] - targets).mean()  # every bin errs on the same side
+    assert wrong.ece == pytest.approx(gap, abs=1e-12)
+    low, high = wrong.ece_interval.bounds
+    error = (probabilities[0] - targets).std() / np.sqrt(1500)
+    assert (high - low) / (2 * 1.96 * error) == pytest.approx(1, abs=0.12)
+    assert low < gap < high
+
+
+def test_seeds_are_averaged():
+    probabilities, targets = calibrated()
+    other = np.clip(probabilities + 0.1, 0, 1)
+    both = np.concatenate([probabilities, other])
+    plan = Resampling(30)
+    one, two, mean = (
+        bootstrap_calibration(p, targets, range(300), plan) for p in (probabilities, other, both)
+    )
+    assert mean.ece == pytest.approx((one.ece + two.ece) / 2)
+    assert mean.brier == pytest.approx((one.brier + two.brier) / 2)
+
+
+def test_calibration_of_nothing_says_so():
+    probabilities, targets = calibrated()
+    found = bootstrap_calibration(
+        probabilities, np.full_like(targets, IGNORED), range(300), Resampling(5)
+    )
+    assert found.ece is None
+    assert found.brier_interval.reason == "no label is known of any image"
