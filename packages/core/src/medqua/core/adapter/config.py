@@ -4,13 +4,15 @@ Paper: MedQua, a NISQ-aware quantum adapter for medical vision-language models, 
 """
 
 import difflib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args, no_type_check
 
 from peft import LoraConfig, PeftConfig
+from torch import nn
 
-from medqua.core.adapter.placement import Blocks
+from medqua.core.adapter.placement import Blocks, find_decoder_layers
 from medqua.core.adapter.registration import add_peft_type
 from medqua.core.errors import ConfigError
 from medqua.core.quantum.noise import NoiseModel
@@ -25,6 +27,7 @@ Proportion = Literal["ste", "soft"]
 Encoding = Literal["rms", "raw"]
 Entangler = Literal["ring", "line", "all", "none"]
 Engine = Literal["auto", "fourier", "dense", "gates", "triton", "cudaq"]
+Bottleneck = Literal["circuit", "mlp", "fourier_features"]
 
 _CHOICES: dict[str, Any] = {
     "entropy": Entropy,
@@ -37,7 +40,9 @@ _CHOICES: dict[str, Any] = {
     "encoding": Encoding,
     "entangler": Entangler,
     "engine": Engine,
+    "bottleneck": Bottleneck,
 }
+_PROJECTIONS = "q_proj|k_proj|v_proj|o_proj"
 _LORA_REFUSED = ("bias", "modules_to_save", "task_type", "inference_mode", "peft_type")
 
 
@@ -107,6 +112,11 @@ class QuasarConfig(PeftConfig):
     """Added to the variance in the LayerNorm of Eq. 9."""
     depth: Depth = "adaptive"
     """Circuit depth: chosen for each token from s(x) of Eq. 2, or always `max_depth`."""
+    bottleneck: Bottleneck = "circuit"
+    """What maps n_q angles to n_q numbers. Controls of as many parameters, blind to depth: `mlp`,
+    and `fourier_features` with a trained linear read-out (`medqua.core.adapter.controls`)."""
+    train_circuit: bool = True
+    """Whether the circuit's angles are trained; if not they stay as drawn (a control)."""
     encoding: Encoding = "rms"
     """Input of the angles phi = clip(Linear(x), -pi, pi): x divided by its root mean square, or
     raw (large hidden states then sit at the clip, without gradient)."""
@@ -162,9 +172,32 @@ class QuasarConfig(PeftConfig):
             NoiseModel.from_dict(self.noise)
         if self.shots is not None:
             _at_least("shots", self.shots, 1)
+        if self.bottleneck != "circuit":
+            for name, unset in (("noise", None), ("shots", None), ("train_circuit", True)):
+                if getattr(self, name) != unset:
+                    raise ConfigError(
+                        f"bottleneck = {self.bottleneck!r} with {name} = {getattr(self, name)}: "
+                        f"there is no circuit; leave {name} out, or choose bottleneck='circuit'"
+                    )
         _check_blocks(self.blocks)
         if self.lora is not None:
             self.lora = _checked_lora(self.lora)
+
+
+def lora_config(model: nn.Module, lora: Mapping[str, Any]) -> LoraConfig:
+    """LoRA for a vision-language model, on the decoder's q, k, v, o unless told otherwise.
+
+    Args:
+        model: The model that it is for; its vision tower is left out.
+        lora: Fields of a `peft.LoraConfig`, as in `QuasarConfig.lora`.
+
+    Raises:
+        ConfigError: Fields that LoraConfig does not have or take.
+        BackboneError: No decoder layers were found.
+    """
+    name, _ = find_decoder_layers(model)
+    inside = rf"{re.escape(name)}\.\d+\..*({_PROJECTIONS})"
+    return LoraConfig(**{"target_modules": inside, **_checked_lora(lora)})
 
 
 def _pair(value: Any) -> tuple[float, float]:

@@ -9,6 +9,12 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from medqua.core.adapter.config import QuasarConfig
+from medqua.core.adapter.controls import (
+    ClassicalBottleneck,
+    FourierBottleneck,
+    MLPBottleneck,
+    freeze,
+)
 from medqua.core.adapter.router import EntropyRouter, Routed
 from medqua.core.adapter.shadow import ClassicalShadow
 from medqua.core.adapter.tokens import align, current_masks
@@ -54,16 +60,7 @@ class QuasarBlock(nn.Module):
         )
         self.encoder = nn.Linear(hidden_size, config.n_qubits)
         self.depth = DepthPolicy(config.max_depth, mode=config.depth)
-        self.bottleneck = VariationalBottleneck(
-            config.n_qubits,
-            config.max_depth,
-            entangler=config.entangler,
-            engine=config.engine,
-            noise=None if config.noise is None else NoiseModel.from_dict(config.noise),
-            shots=config.shots,
-            seed=config.seed,
-            target=config.target,
-        )
+        self.bottleneck = _bottleneck(config)
         self.proj = nn.Linear(config.n_qubits, hidden_size)
         self.norm = nn.LayerNorm(hidden_size, eps=config.norm_eps)
         self.dropout = nn.Dropout(config.dropout)
@@ -189,6 +186,25 @@ class QuasarBlock(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles leave the last forward's graph behind."""
         return {**self.__dict__, "routed": None}
+
+
+def _bottleneck(config: QuasarConfig) -> VariationalBottleneck | ClassicalBottleneck:
+    """The circuit, or what stands in its place."""
+    if config.bottleneck == "mlp":
+        return MLPBottleneck(config.n_qubits, config.max_depth)
+    if config.bottleneck == "fourier_features":
+        return FourierBottleneck(config.n_qubits, config.max_depth)
+    circuit = VariationalBottleneck(
+        config.n_qubits,
+        config.max_depth,
+        entangler=config.entangler,
+        engine=config.engine,
+        noise=None if config.noise is None else NoiseModel.from_dict(config.noise),
+        shots=config.shots,
+        seed=config.seed,
+        target=config.target,
+    )
+    return circuit if config.train_circuit else freeze(circuit)
 
 
 class QuasarLayer(nn.Module, BaseTunerLayer):

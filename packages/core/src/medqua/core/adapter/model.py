@@ -3,25 +3,23 @@
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, get_args
 
 import torch
-from peft import LoraConfig, PeftConfig, inject_adapter_in_model
+from peft import PeftConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTuner, delete_adapter, set_adapter
 from peft.utils import register_peft_method
 from peft.utils.peft_types import PeftType
 from torch import nn
 
-from medqua.core.adapter.config import QuasarConfig
+from medqua.core.adapter.config import Bottleneck, QuasarConfig, lora_config
 from medqua.core.adapter.layer import MERGE_REFUSED, QuasarBlock, QuasarLayer
 from medqua.core.adapter.objective import update_thresholds
 from medqua.core.adapter.placement import choose_blocks, find_decoder_layers
 from medqua.core.adapter.registration import NAME, add_peft_type
 from medqua.core.adapter.tokens import TokenHooks
 from medqua.core.errors import BackboneError, ConfigError
-
-_PROJECTIONS = "q_proj|k_proj|v_proj|o_proj"
 
 
 class QuasarModel(BaseTuner):
@@ -160,9 +158,7 @@ class QuasarModel(BaseTuner):
         PEFT skips everything inside layers that are adapted already, and takes the configurations
         that it finds on the model for its own: both are put aside meanwhile.
         """
-        name, _ = find_decoder_layers(self.model)
-        inside = rf"{re.escape(name)}\.\d+\..*({_PROJECTIONS})"
-        lora = LoraConfig(**{"target_modules": inside, **(config.lora or {})})
+        lora = lora_config(self.model, config.lora or {})
         lora.inference_mode = config.inference_mode
         trainable = [(p, p.requires_grad) for p in self.model.parameters()]
         adapted = any(isinstance(module, QuasarLayer) for module in self.model.modules())
@@ -222,9 +218,12 @@ def _hidden_size(model: nn.Module) -> int:
 
 def _check_name(adapter_name: str) -> None:
     """Refuse names that PEFT would mistake for a part of the adapter when it saves."""
-    with torch.device("meta"):
-        block = QuasarBlock(4, QuasarConfig(n_qubits=2, max_depth=1, engine="dense"))
-    parts = {part for name in block.state_dict() for part in name.split(".")} | {"quasar_block"}
+    parts = {"quasar_block"}
+    for bottleneck in get_args(Bottleneck):
+        config = QuasarConfig(n_qubits=2, max_depth=1, engine="dense", bottleneck=bottleneck)
+        with torch.device("meta"):
+            block = QuasarBlock(4, config)
+        parts |= {part for name in block.state_dict() for part in name.split(".")}
     if adapter_name in parts or "." in adapter_name:
         raise ConfigError(
             f"adapter name {adapter_name!r} is the name of a part of the adapter, or has a dot; "
