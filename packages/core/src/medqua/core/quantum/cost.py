@@ -2,7 +2,7 @@
 
 from medqua.core.quantum.ansatz import Ansatz
 
-SECONDS = {
+SECONDS: dict[str, dict[int, tuple[float, float, float]]] = {
     "fourier": {
         2: (1.2e-3, 2.1e-7, 0),
         3: (1.8e-3, 3.1e-7, 0),
