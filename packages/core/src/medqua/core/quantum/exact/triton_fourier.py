@@ -10,6 +10,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
+from subprocess import SubprocessError
 from types import ModuleType
 from typing import Any
 
@@ -85,7 +86,8 @@ class TritonEngine:
 
 def runs_fused(n_qubits: int, device: torch.device) -> bool:
     """Return whether the fused kernels are the way to go: few enough qubits, CUDA and Triton."""
-    return device.type == "cuda" and n_qubits <= MOST and find_spec("triton") is not None
+    cuda = device.type == "cuda" and torch.version.hip is None  # not checked on ROCm
+    return cuda and n_qubits <= MOST and find_spec("triton") is not None
 
 
 def interpreted() -> bool:
@@ -213,9 +215,20 @@ class TritonProgram:
         arguments: tuple[Any, ...],
         options: dict[str, Any],
     ) -> None:
-        """Run a kernel on the device of the table."""
-        with torch.cuda.device_of(self.table):  # type: ignore[no-untyped-call]
-            getattr(self.kernels, kernel)[grid](*arguments, **options)
+        """Run a kernel on the device of the table.
+
+        Raises:
+            QuantumError: Triton could not build it; its own error is the cause.
+        """
+        try:
+            with torch.cuda.device_of(self.table):  # type: ignore[no-untyped-call]
+                getattr(self.kernels, kernel)[grid](*arguments, **options)
+        except (OSError, RuntimeError, SubprocessError) as error:
+            raise QuantumError(
+                f"Triton could not build or run its kernel {kernel!r} ({type(error).__name__}): it "
+                "needs a C compiler and Python's headers; without them choose engine='fourier', "
+                "which gives the same values"
+            ) from error
 
 
 def compiled_for(kernel: str, layout: Layout, dtype: torch.dtype, precision: str) -> dict[str, Any]:
