@@ -15,7 +15,8 @@ from medqua.core.errors import ConfigError, QuantumError
 from medqua.core.quantum.ansatz import Ansatz
 from medqua.core.quantum.exact.fourier import FourierEngine
 from medqua.core.quantum.runtime import report
-from medqua.core.quantum.runtime.engine import CudaqEngine
+from medqua.core.quantum.runtime.engine import CudaqEngine, measured_noise
+from medqua.core.quantum.runtime.reference import chi_square, exact_values, probabilities
 from medqua.core.quantum.runtime.remote import redacted, restored
 from medqua.core.quantum.runtime.sampling import Circuit, derived_seed, expectations, sample
 from medqua.core.quantum.runtime.targets import CREDENTIALS, TARGETS, check, find, present
@@ -50,7 +51,7 @@ def test_counts_follow_the_exact_distribution_and_the_target_can_be_left(name):
     shots = 20_000
     counts = sample(find(name), circuit, shots, derived_seed(11, len(name)))
     assert sum(counts.values()) == shots
-    statistic, freedom = report.chi_square(counts, report.probabilities(circuit))
+    statistic, freedom = chi_square(counts, probabilities(circuit))
     assert statistic < freedom + 6 * math.sqrt(2 * freedom)  # p about 1e-6 for 15
     exact = CudaqEngine(circuit.ansatz, observe=True)  # back on qpp-cpu, exactly
     values = exact.observe(list(circuit.phi), list(circuit.theta), circuit.depth)
@@ -59,8 +60,8 @@ def test_counts_follow_the_exact_distribution_and_the_target_can_be_left(name):
 
 def test_exact_distribution_has_the_expectation_values_of_the_table():
     for circuit in report.batch(tokens=3, seed=1):
-        assert report.probabilities(circuit).sum() == pytest.approx(1)
-        np.testing.assert_allclose(report.exact_values(circuit), fourier(circuit), atol=1e-12)
+        assert probabilities(circuit).sum() == pytest.approx(1)
+        np.testing.assert_allclose(exact_values(circuit), fourier(circuit), atol=1e-12)
 
 
 def test_seed_repeats_a_circuit_and_parts_neighbours():
@@ -90,7 +91,7 @@ def test_folds_change_nothing_without_noise(entangler, encoding, whole, each):
     phi, theta = random.uniform(-3, 3, 3), random.uniform(-3, 3, 18)
     circuit = Circuit(ansatz, tuple(phi.tolist()), tuple(theta.tolist()), 2, whole, each)
     counts = sample(find("density-matrix-cpu"), circuit, 20_000, 5)
-    statistic, freedom = report.chi_square(counts, report.probabilities(circuit))
+    statistic, freedom = chi_square(counts, probabilities(circuit))
     assert statistic < freedom + 6 * math.sqrt(2 * freedom) + 10
 
 
@@ -104,7 +105,8 @@ def test_gate_folding_of_depolarising_noise_is_depolarising_noise_three_times():
     folded = Circuit(circuit.ansatz, circuit.phi, circuit.theta, 2, each=1)
     noise = NoiseModel.depolarising(one, two, (0.03, 0.06))
     shots = 200_000
-    counts = sample(find("density-matrix-cpu"), folded, shots, 1, noise)
+    model = measured_noise(noise, circuit.ansatz)
+    counts = sample(find("density-matrix-cpu"), folded, shots, 1, model)
     values, errors = expectations(counts, 3)
     assert np.all(np.abs(values - fourier(circuit, third)) < 5 * errors)
     assert np.any(np.abs(values - fourier(circuit, noise)) > 10 * errors)  # it does amplify

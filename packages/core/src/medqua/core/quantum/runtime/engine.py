@@ -1,5 +1,6 @@
 """CUDA-Q as an engine: the kernels of `kernels.py` on one of its simulators."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -268,4 +269,28 @@ def cudaq_noise(noise: NoiseModel, ansatz: Ansatz) -> Any:
                 each = [channel.kraus(float(strengths[q])) for q in pair]
                 operators = [np.kron(a, b) for a in each[0] for b in each[1]]
             model.add_channel("x", list(pair), cudaq.KrausChannel(operators))
+    return model
+
+
+def measured_noise(noise: NoiseModel, ansatz: Ansatz) -> Any:
+    """Return the channels after gates and before the readout as a `cudaq.NoiseModel`.
+
+    A readout error is a channel before the explicit measurement:
+    `sqrt(1 - a) |0><0|`, `sqrt(a) |1><0|`, `sqrt(1 - b) |1><1|`, `sqrt(b) |0><1|`.
+    """
+    from medqua.core.quantum.runtime.kernels import cudaq
+
+    model = cudaq_noise(noise, ansatz)
+    if noise.noiseless_readout:
+        return model
+    up, down = (
+        torch.as_tensor(p).detach().double().expand(ansatz.n_qubits).tolist() for p in noise.readout
+    )
+    for q, (a, b) in enumerate(zip(up, down, strict=True)):
+        operators = [np.zeros((2, 2), complex) for _ in range(4)]
+        for operator, (to, start, p) in zip(
+            operators, ((0, 0, 1 - a), (1, 0, a), (1, 1, 1 - b), (0, 1, b)), strict=True
+        ):
+            operator[to, start] = math.sqrt(p)
+        model.add_channel("mz", [q], cudaq.KrausChannel(operators))
     return model

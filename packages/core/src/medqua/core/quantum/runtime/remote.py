@@ -5,16 +5,18 @@ job was sent with; `redacted` takes that out before anything is kept, `restored`
 environment has now.
 """
 
+import functools
 import json
 import os
 import re
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-from medqua.core.errors import QuantumError
 from medqua.core.quantum.ansatz import Ansatz
+from medqua.core.quantum.runtime.errors import ProviderError, kind_of
 from medqua.core.quantum.runtime.sampling import Circuit, call, derived_seed, sample
 from medqua.core.quantum.runtime.targets import Target, check, find, select
 
@@ -42,18 +44,20 @@ def submit(target: str, circuit: Mapping[str, Any], shots: int, seed: int, save:
         save: File to keep the handle in before it is returned.
 
     Raises:
-        QuantumError: The target cannot take it, or refused it.
+        QuantumError: The target cannot do it.
+        ProviderError: The provider did not take it.
     """
     where, what = find(target), circuit_from(circuit)
     if where.remote:
         check(where, shots=shots)
-        cudaq = select(where)
+        cudaq = _machine(where)
         kernel, arguments = call(what)
         try:
             future = cudaq.sample_async(kernel, *arguments, shots_count=shots)
             handle = redacted(str(future), where)
         except RuntimeError as error:
-            raise QuantumError(f"{where.label} refused a circuit: {error}") from error
+            text = f"{where.label} did not take a circuit: {error}"
+            raise ProviderError(text, kind_of(str(error), submitting=True)) from error
     else:
         handle = json.dumps({"counts": sample(where, what, shots, seed)})
     if save:
@@ -62,21 +66,20 @@ def submit(target: str, circuit: Mapping[str, Any], shots: int, seed: int, save:
 
 
 def fetch(target: str, handle: str) -> dict[str, int]:
-    """Wait for the answer to a handle and return its counts.
+    """Wait for the answer to a handle and return its counts; see `prepare`.
 
     Raises:
-        QuantumError: The provider answers an error, or the job failed there.
+        ProviderError: The provider answers an error, or the job failed there.
     """
     where, answer = find(target), json.loads(handle)
     if "counts" in answer:
         return dict(answer["counts"])
-    check(where, shots=1)
+    cudaq = _machine(where)
     try:
-        from medqua.core.quantum.runtime.kernels import cudaq
-
         return dict(cudaq.AsyncSampleResult(restored(handle, where)).get().items())
     except RuntimeError as error:
-        raise QuantumError(f"{where.label} answered an error: {error}") from error
+        text = f"{where.label} answered an error: {error}"
+        raise ProviderError(text, kind_of(str(error), submitting=False)) from error
 
 
 def probe(
@@ -101,6 +104,20 @@ def probe(
             values.append(engine.observe(list(run.phi), list(run.theta), run.depth))
         seconds.append(time.perf_counter() - start)
     return {"counts": counts, "values": values, "seconds": seconds}
+
+
+def prepare(target: str) -> None:
+    """Select a machine in the main thread, before others wait for it: CUDA-Q crashes otherwise."""
+    where = find(target)
+    if where.remote:
+        check(where, shots=1)
+        _machine(where)
+
+
+@functools.lru_cache(maxsize=1)
+def _machine(target: Target) -> ModuleType:
+    """Return CUDA-Q with the machine selected, which is done once: others may be waiting on it."""
+    return select(target)
 
 
 def redacted(handle: str, target: Target) -> str:
@@ -139,5 +156,10 @@ def keep(path: Path, text: str) -> None:
     part.replace(path)
 
 
-VERBS: Mapping[str, Callable[..., Any]] = {"submit": submit, "fetch": fetch, "probe": probe}
+VERBS: Mapping[str, Callable[..., Any]] = {
+    "prepare": prepare,
+    "submit": submit,
+    "fetch": fetch,
+    "probe": probe,
+}
 """What can be asked."""

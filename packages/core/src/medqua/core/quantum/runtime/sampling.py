@@ -6,11 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
 from medqua.core.errors import ConfigError, QuantumError
 from medqua.core.quantum.ansatz import Ansatz
-from medqua.core.quantum.noise import NoiseModel
 from medqua.core.quantum.runtime.targets import Target, check, select
 
 Counts = Mapping[str, int]
@@ -64,7 +62,7 @@ class Circuit:
 
 
 def sample(
-    target: Target, circuit: Circuit, shots: int, seed: int, noise: NoiseModel | None = None
+    target: Target, circuit: Circuit, shots: int, seed: int, noise_model: Any = None
 ) -> dict[str, int]:
     """Return the counts of `shots` measurements of one circuit, run in this process.
 
@@ -76,16 +74,17 @@ def sample(
         circuit: What runs.
         shots: Number of measurements.
         seed: Seed of this circuit; without effect on a machine.
-        noise: Noise after gates and at the readout, on a target that has noise.
+        noise_model: Noise as `medqua.core.quantum.runtime.engine.measured_noise` makes it, on a
+            target that has noise.
 
     Raises:
         QuantumError: The target cannot do it, or answers an error.
     """
-    check(target, noisy=noise is not None, shots=shots)
+    check(target, noisy=noise_model is not None, shots=shots)
     cudaq = select(target)
     cudaq.set_random_seed(seed)
-    options = {} if noise is None else {"noise_model": measured_noise(noise, circuit.ansatz)}
-    kernel, arguments = call(circuit, plain=noise is None)
+    options = {} if noise_model is None else {"noise_model": noise_model}
+    kernel, arguments = call(circuit, plain=noise_model is None)
     try:
         result = cudaq.sample(kernel, *arguments, shots_count=shots, **options)
     except RuntimeError as error:
@@ -112,31 +111,6 @@ def call(circuit: Circuit, plain: bool = True) -> tuple[Any, tuple[Any, ...]]:
     if plain and not circuit.whole and not circuit.each:
         return kernels.circuit, arguments
     return kernels.measured, (*arguments, circuit.whole, circuit.each)
-
-
-def measured_noise(noise: NoiseModel, ansatz: Ansatz) -> Any:
-    """Return the channels after gates and before the readout as a `cudaq.NoiseModel`.
-
-    A readout error is a channel before the explicit measurement:
-    `sqrt(1 - a) |0><0|`, `sqrt(a) |1><0|`, `sqrt(1 - b) |1><1|`, `sqrt(b) |0><1|`.
-    """
-    from medqua.core.quantum.runtime.engine import cudaq_noise
-    from medqua.core.quantum.runtime.kernels import cudaq
-
-    model = cudaq_noise(noise, ansatz)
-    if noise.noiseless_readout:
-        return model
-    up, down = (
-        torch.as_tensor(p).detach().double().expand(ansatz.n_qubits).tolist() for p in noise.readout
-    )
-    for q, (a, b) in enumerate(zip(up, down, strict=True)):
-        operators = [np.zeros((2, 2), complex) for _ in range(4)]
-        for operator, (to, start, p) in zip(
-            operators, ((0, 0, 1 - a), (1, 0, a), (1, 1, 1 - b), (0, 1, b)), strict=True
-        ):
-            operator[to, start] = math.sqrt(p)
-        model.add_channel("mz", [q], cudaq.KrausChannel(operators))
-    return model
 
 
 def expectations(counts: Counts, n_qubits: int) -> tuple[np.ndarray, np.ndarray]:

@@ -19,7 +19,7 @@ import threading
 from collections.abc import Mapping
 from typing import Any
 
-from medqua.core.errors import QuantumError
+from medqua.core.quantum.runtime.errors import ProviderError
 
 
 class Worker:
@@ -32,20 +32,22 @@ class Worker:
         self._reader: asyncio.Task[None] | None = None
         self._waiting: dict[int, asyncio.Future[Any]] = {}
         self._last = 0
+        self._starting = asyncio.Lock()
 
     async def ask(self, verb: str, timeout: float, **fields: object) -> Any:
         """Return the answer to one request.
 
         Args:
             verb: What is asked.
-            timeout: Seconds to wait.
+            timeout: Seconds to wait, once the process is there.
             fields: The request; JSON.
 
         Raises:
-            QuantumError: The worker answers an error or dies.
+            ProviderError: The worker answers an error, or dies (`kind` is then `doubt`).
             TimeoutError: No answer in time; the process may be at it still.
         """
-        process = await self._alive()
+        async with self._starting:
+            process = await self._alive()
         self._last += 1
         key, future = self._last, asyncio.get_running_loop().create_future()
         self._waiting[key] = future
@@ -59,18 +61,24 @@ class Worker:
         finally:
             self._waiting.pop(key, None)
 
-    async def close(self) -> None:
-        """End the process at once."""
-        if self._process is None:
+    async def close(self, grace: float = 0.0) -> None:
+        """End the process.
+
+        Args:
+            grace: Seconds it has to finish the submission in hand before it is killed.
+        """
+        process, self._process = self._process, None
+        if process is None:
             return
+        if process.stdin is not None:
+            process.stdin.close()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(process.wait(), grace)
         with contextlib.suppress(ProcessLookupError):
-            self._process.kill()
-        await self._process.wait()
+            process.kill()
+        await process.wait()
         if self._reader is not None:
             await self._reader
-        if self._process.stdin is not None:
-            self._process.stdin.close()
-        self._process = self._reader = None
 
     async def _alive(self) -> asyncio.subprocess.Process:
         """Return the process, started if there is none."""
@@ -86,7 +94,9 @@ class Worker:
             start_new_session=True,  # Ctrl-C is the parent's
             limit=2**26,
         )
+        ready = self._waiting[0] = asyncio.get_running_loop().create_future()
         self._reader = asyncio.create_task(self._read(self._process))
+        await ready
         return self._process
 
     async def _read(self, process: asyncio.subprocess.Process) -> None:
@@ -98,39 +108,49 @@ class Worker:
             if future is None or future.done():
                 continue
             if "error" in reply:
-                future.set_exception(QuantumError(reply["error"]))
+                kind = reply.get("kind", "refused")
+                future.set_exception(ProviderError(reply["error"], kind))
             else:
                 future.set_result(reply["answer"])
         code = await process.wait()
         for future in self._waiting.values():
             if not future.done():
-                future.set_exception(QuantumError(f"the CUDA-Q process ended with status {code}"))
+                text = f"the CUDA-Q process ended with status {code}"
+                future.set_exception(ProviderError(text, "doubt"))
 
 
 def main() -> None:
     """Answer requests from standard input until it ends."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    from medqua.core.quantum.runtime import remote
+    from medqua.core.quantum.runtime import kernels, remote
+
+    assert kernels.cudaq  # imported by the main thread: from another it crashes later
 
     replies = os.fdopen(os.dup(sys.stdout.fileno()), "wb", buffering=0)
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what CUDA-Q prints is no reply
     writing = threading.Lock()
 
-    def answer(request: Mapping[str, Any]) -> None:
-        reply: dict[str, Any] = {"id": request.pop("id")}  # type: ignore[attr-defined]
+    replies.write(b'{"id": 0, "answer": "ready"}\n')
+
+    def answer(key: int, verb: str, fields: Mapping[str, Any]) -> bool:
+        reply: dict[str, Any] = {"id": key}
         try:
-            reply["answer"] = remote.VERBS[request.pop("verb")](**request)  # type: ignore[attr-defined]
+            reply["answer"] = remote.VERBS[verb](**fields)
         except Exception as error:
             reply["error"] = str(error) or type(error).__name__
-        with writing, contextlib.suppress(OSError):  # nobody may be left to read it
-            replies.write(json.dumps(reply).encode() + b"\n")
+            reply["kind"] = getattr(error, "kind", "refused")
+        if verb != "prepare" or "error" in reply:
+            with writing, contextlib.suppress(OSError):  # nobody may be left to read it
+                replies.write(json.dumps(reply).encode() + b"\n")
+        return "error" not in reply
 
     for line in sys.stdin.buffer:
-        request = json.loads(line)
-        if request["verb"] == "fetch":
-            threading.Thread(target=answer, args=(request,), daemon=True).start()
-        else:
-            answer(request)
+        fields = json.loads(line)
+        key, verb = fields.pop("id"), fields.pop("verb")
+        if verb != "fetch":
+            answer(key, verb, fields)
+        elif answer(key, "prepare", {"target": fields["target"]}):
+            threading.Thread(target=answer, args=(key, verb, fields), daemon=True).start()
     os._exit(0)  # threads that wait for a machine would keep the process
 
 
