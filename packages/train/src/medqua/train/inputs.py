@@ -17,6 +17,7 @@ from medqua.train.data.manifest import SPLITS, Manifest
 from medqua.train.data.mimic import read_mimic
 from medqua.train.data.phantom import is_phantom_tree
 from medqua.train.data.sections import ChestMnistData, DataSection, FolderData, MimicData
+from medqua.train.data.selection import select, share_of_patients
 from medqua.train.phantoms import phantom_tree
 from medqua.train.recipe import Recipe
 
@@ -64,6 +65,8 @@ def open_data_set(data: DataSection, say: Say) -> DataSet:
             "are, or train without them by data.skip_unreadable=true"
         )
     manifest = found.manifest.drop(absent) if absent else found.manifest
+    manifest = select(manifest, data.train_on, data.test_on)
+    manifest = share_of_patients(manifest, data.patients) if data.patients < 1 else manifest
     manifest = _limited(manifest, data.limit) if data.limit else manifest
     for split in SPLITS:
         manifest.split(split)

@@ -17,6 +17,7 @@ from medqua.core.errors import ConfigError
 from medqua.core.vision.image import ImageSpec
 from medqua.train.data.augmentation import Augmentation
 from medqua.train.data.sections import DATA_KINDS, DataSection
+from medqua.train.experiment import ExperimentSection
 from medqua.train.sections import (
     BackboneSection,
     EvaluationSection,
@@ -61,6 +62,9 @@ class Recipe:
     run: RunSection
     """Seed, threads, logs."""
 
+    experiment: ExperimentSection
+    """What `reproduce` compares."""
+
     def __post_init__(self) -> None:
         size, tiny = self.image.size, self.backbone.tiny
         step = tiny.patch_size * tiny.merge_size
@@ -93,6 +97,7 @@ SECTIONS: Mapping[str, type] = {
     "optim": OptimSection,
     "evaluation": EvaluationSection,
     "run": RunSection,
+    "experiment": ExperimentSection,
 }
 """Section -> its type; `data` depends on its `kind`."""
 

@@ -181,6 +181,10 @@ class RunSection:
     tensorboard: bool = True
     """Write TensorBoard logs into the run folder."""
 
+    prefix: str = ""
+    """Folder for what the frozen layers answer to each image, computed once and shared by runs; no
+    augmentation then. Empty runs the whole model every time."""
+
     def __post_init__(self) -> None:
         at_least("run.seed", self.seed, 0)
         at_least("run.threads", self.threads, 0)

@@ -40,6 +40,17 @@ class DataSection:
     limit: int = 0
     """Images of each split to use, chosen by a hash of their name; 0 is all. For quick tries."""
 
+    patients: float = 1.0
+    """Share of the training patients, (0, 1], chosen by a hash: smaller shares are within larger
+    ones. Validation and test stay whole."""
+
+    train_on: tuple[str, ...] = ()
+    """Conditions on images of train and validate, all of them needed: `view=PA` (one of several:
+    `view=AP|PA`), `image~REGEX`."""
+
+    test_on: tuple[str, ...] = ()
+    """The same for the test split: another view or site, for a cross-site test."""
+
     workers: int = 0
     """Processes that read images for each training process; 0 reads in the training process."""
 
@@ -48,6 +59,8 @@ class DataSection:
         self.policy(training=False)
         at_least("data.limit", self.limit, 0)
         at_least("data.workers", self.workers, 0)
+        if not 0 < self.patients <= 1:
+            raise ConfigError(f"data.patients = {self.patients}: needed a share in (0, 1]")
         if self.keep_in_memory and self.workers:
             raise ConfigError(
                 f"data.keep_in_memory with data.workers = {self.workers}: images in memory need no "
