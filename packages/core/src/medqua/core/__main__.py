@@ -4,7 +4,9 @@ hatch run core:draw --qubits 4 --depth 2
 hatch run core:trainability --output runs/trainability
 """
 
+import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -96,6 +98,63 @@ def draw(
     if output is None:
         raise ConfigError(f"a picture ({shape}) goes to a file: give --output FILE")
     figure(ansatz, depth).savefig(output, format=shape)
+
+
+@app.command()
+def trainability(
+    output: Annotated[Path, typer.Option(help="Folder of the report.", metavar="DIR")],
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A small grid, in seconds: 2 to 5 qubits.")
+    ] = False,
+    encoding: Encoding = "ry",
+    entangler: Entangler = "ring",
+    initial_std: Annotated[
+        float | None,
+        typer.Option(
+            help="Standard deviation (radian) of normal angles, beside uniform ones; by default "
+            "that of a new bottleneck.",
+            show_default=False,
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Root of all random numbers.")] = 0,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print report.json on stdout; talk on stderr.")
+    ] = False,
+    debug: Debug = False,
+) -> None:
+    """Report gradient variance, entanglement, expressibility and Fourier spectrum.
+
+    A run that was stopped goes on where it was. Nothing is trained and no data are read.
+
+    Examples:
+        medqua-core trainability --output runs/trainability
+
+        medqua-core trainability --output runs/line --entangler line --quick
+    """
+    import torch
+    from rich.console import Console
+
+    from medqua.core.console import console
+    from medqua.core.quantum.bottleneck import INITIAL_STD
+    from medqua.core.quantum.study.cells import Study
+    from medqua.core.quantum.study.report import run
+
+    torch.set_num_threads(1)  # the matrices are small
+    std = INITIAL_STD if initial_std is None else initial_std
+    study = Study(encoding=encoding, entangler=entangler, seed=seed, initial_std=std)
+    if quick:
+        study = replace(study, qubits=(2, 3, 4, 5), depths=(1, 2, 4, 8), most=512, tables=32)
+    talk = Console(stderr=True) if as_json else console
+    summary = run(study, output, talk)
+    for name, fit in summary["rates"].items():
+        talk.print(
+            f"{name}: variance falls by 2^{fit['value']:.3f} a qubit at {max(study.depths)} layers "
+            f"(95 % {fit['low']:.3f} to {fit['high']:.3f}); 2-design {fit['two_design']:.3f}",
+            highlight=False,
+        )
+    talk.print(f"report: {output / 'report.md'}", highlight=False)
+    if as_json:
+        print(json.dumps(summary))
 
 
 def terminal_width() -> int:

@@ -1,0 +1,1 @@
+"""How trainable the circuit is: what random circuits do, beside what theory says they do."""
