@@ -21,13 +21,8 @@ from medqua.core.quantum.ansatz import Ansatz
 from medqua.core.quantum.runtime import report
 from medqua.core.quantum.runtime.checkpoint import jobs_of
 from medqua.core.quantum.runtime.errors import kind_of
-from medqua.core.quantum.runtime.queue import (
-    JobQueue,
-    Policy,
-    Price,
-    UnfinishedError,
-    circuits_of,
-)
+from medqua.core.quantum.runtime.plan import Policy, Price, UnfinishedError
+from medqua.core.quantum.runtime.queue import JobQueue, circuits_of
 from medqua.core.quantum.runtime.reference import exact_values
 
 SECRET = "a-key-that-must-stay-out-of-files"
@@ -122,7 +117,8 @@ def machine(double, folder, shots=1000, policy=QUICK, **options):
 PROGRAM = """
 import sys
 from medqua.core.quantum.runtime import report
-from medqua.core.quantum.runtime.queue import JobQueue, Policy, Price
+from medqua.core.quantum.runtime.plan import Policy, Price
+from medqua.core.quantum.runtime.queue import JobQueue
 target, folder, tokens, shots = sys.argv[1:]
 policy = Policy(batch=2, in_flight=2, first_wait=0.01)
 price = Price(0.0)

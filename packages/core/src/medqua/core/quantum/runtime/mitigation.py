@@ -163,7 +163,7 @@ def extrapolate(
     scales: Sequence[int],
     values: np.ndarray,
     errors: np.ndarray,
-    method: str = "richardson",
+    method: str = "linear",
 ) -> Extrapolation:
     """Return values extrapolated to zero noise by mitiq's inference.
 
@@ -242,7 +242,7 @@ def mitigate(
     *,
     scales: Sequence[int] = (1, 3, 5),
     fold: str = "gates",
-    method: str = "richardson",
+    method: str = "linear",
     readout: Readout | None = None,
 ) -> Extrapolation:
     """Return a circuit's <Z_i> with noise extrapolated to zero, readout corrected if calibrated.
