@@ -1,6 +1,7 @@
 """From a recipe's data section to the three splits, ready to be read."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
@@ -9,6 +10,7 @@ import polars as pl
 
 from medqua.core.errors import ConfigError, DataError
 from medqua.train import distributed
+from medqua.train.data.cache import ImageCache, build_cache
 from medqua.train.data.chestmnist import fetch_chestmnist, read_chestmnist
 from medqua.train.data.dataset import RadiographDataset, image_names
 from medqua.train.data.folder import read_folder
@@ -23,6 +25,13 @@ from medqua.train.recipe import Recipe
 
 Say = Callable[[str], None]
 
+Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
+"""A bar of that name and length; yields what is to be called with the number done."""
+
+
+def _no_progress(what: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
+    return nullcontext(lambda _: None)
+
 
 @dataclass(frozen=True)
 class DataSet:
@@ -36,6 +45,10 @@ class DataSet:
 
     absent: tuple[str, ...] = ()
     """Images that the tables name and that are not there (`data.skip_unreadable`)."""
+
+    cached: tuple[str, ...] = ()
+    """Images that `data.cache` is to hold: all that are there, so that runs on parts of a data set
+    share a cache; with `data.limit` only those of the manifest."""
 
     synthetic: bool = False
     """Whether the images are phantoms."""
@@ -65,31 +78,75 @@ def open_data_set(data: DataSection, say: Say) -> DataSet:
             "are, or train without them by data.skip_unreadable=true"
         )
     manifest = found.manifest.drop(absent) if absent else found.manifest
+    whole = manifest
     manifest = select(manifest, data.train_on, data.test_on)
     manifest = share_of_patients(manifest, data.patients) if data.patients < 1 else manifest
     manifest = _limited(manifest, data.limit) if data.limit else manifest
     for split in SPLITS:
         manifest.split(split)
-    return replace(found, manifest=manifest, absent=tuple(absent))
+    cached = tuple(image_names((manifest if data.limit else whole).frame)) if data.cache else ()
+    return replace(found, manifest=manifest, absent=tuple(absent), cached=cached)
 
 
-def make_splits(recipe: Recipe, data: DataSet) -> dict[str, RadiographDataset]:
-    """The data sets of train, validate and test."""
+def make_splits(
+    recipe: Recipe, data: DataSet, progress: Progress = _no_progress
+) -> dict[str, RadiographDataset]:
+    """The data sets of train, validate and test, after `data.cache` was written where it is asked.
+
+    Args:
+        recipe: The run.
+        data: From `open_data_set`.
+        progress: Shows how far writing the cache is.
+
+    Raises:
+        UnreadableImageError: An image cannot be read into the cache.
+        DataError: The cache cannot be written, is damaged, or is of other files.
+    """
     section = recipe.data
+    cache = _cache(recipe, data, progress) if section.cache else None
     result = {}
     for split in SPLITS:
         rows = data.manifest.split(split)
         training = split == "train"
+        names = image_names(rows)
         result[split] = RadiographDataset(
-            image_names(rows),
+            names,
             section.policy(training=training).targets(rows.select(data.manifest.labels)),
             data.store,
             recipe.image,
             augmentation=recipe.augmentation if training else None,
             seed=recipe.run.seed,
             skip_unreadable=section.skip_unreadable,
+            cache=cache.images(names) if cache is not None else None,
         )
     return result
+
+
+def _cache(recipe: Recipe, data: DataSet, progress: Progress) -> ImageCache:
+    """The cache of a data set, written by all processes together and compared with its sources."""
+    section = recipe.data
+    with progress("Decoding images into data.cache", len(data.cached)) as advance:
+        cache = build_cache(
+            Path(section.cache),
+            data.store,
+            recipe.image,
+            data.manifest.source,
+            data.cached,
+            workers=section.workers,
+            skip_unreadable=section.skip_unreadable,
+            advance=advance,
+        )
+    if not section.check_images:
+        return cache
+    with distributed.main_first() as main:
+        changed = cache.changed(data.store) if main else []
+    changed = distributed.from_main(changed)
+    if changed:
+        raise DataError(
+            f"{len(changed):,} images have another size than when the cache {cache.folder} was "
+            f"written, among them {changed[0]}: delete that folder, or give another data.cache"
+        )
+    return cache
 
 
 def _opened(data: DataSection, say: Say) -> DataSet:

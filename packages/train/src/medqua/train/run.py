@@ -131,7 +131,7 @@ def _train(
     """The stages, one after the other."""
     say = partial(console.print, highlight=False)
     data = open_data_set(recipe.data, say)
-    splits = make_splits(recipe, data)
+    splits = make_splits(recipe, data, partial(progress, console))
     state.add(data=_describe(data.manifest, data), data_hash=data.manifest.fingerprint)
     say(f"{data.manifest.source}: " + ", ".join(f"{k} {len(v):,}" for k, v in splits.items()))
     if recipe.data.keep_in_memory:

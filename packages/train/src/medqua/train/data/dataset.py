@@ -13,16 +13,19 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 import torch
-from jaxtyping import Float32, Int8
+from jaxtyping import Int8
 from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import ProcessorMixin
 
-from medqua.core.errors import ConfigError, ImageError, ShapeError, UnreadableImageError
+from medqua.core.errors import ConfigError, ImageError, ShapeError
 from medqua.core.vision.image import ImageSpec, read_image
 from medqua.core.vision.processor import build_inputs
 from medqua.train.data.augmentation import Augmentation
+from medqua.train.data.cache import CachedImages
+from medqua.train.data.cache.build import unreadable
 from medqua.train.data.images import ImageStore
+from medqua.train.data.levels import Levels, compact, expand
 from medqua.train.data.manifest import IGNORED
 
 
@@ -52,6 +55,8 @@ class RadiographDataset(Dataset[Sample]):
         skip_unreadable: Put a blank with every label ignored in the place of an image that cannot
             be read, so that it weighs nothing in the loss or a metric, instead of raising.
         keep: Keep decoded images in memory (see `preload`).
+        cache: The same images, decoded already; the store is asked only for those that were
+            unreadable then.
 
     Raises:
         ConfigError: `spec.size` is None.
@@ -69,11 +74,14 @@ class RadiographDataset(Dataset[Sample]):
         seed: int = 0,
         skip_unreadable: bool = False,
         keep: bool = False,
+        cache: CachedImages | None = None,
     ) -> None:
         if spec.size is None:
             raise ConfigError("image.size is not given: batches need images of one size")
         if len(images) != len(targets):
             raise ShapeError(f"{len(images)} images with {len(targets)} rows of targets")
+        if cache is not None and len(cache) != len(images):
+            raise ShapeError(f"{len(images)} images with {len(cache)} in the cache")
         self.images = list(images)
         self.targets = targets
         self.store = store
@@ -82,8 +90,10 @@ class RadiographDataset(Dataset[Sample]):
         self.augmentation = augmentation or Augmentation()
         self.seed = seed
         self.skip_unreadable = skip_unreadable
-        self.epoch = 0
-        self._kept: dict[int, npt.NDArray[np.uint8] | npt.NDArray[np.float32] | None] = {}
+        self.cache = cache
+        # shared, so that data-loader workers that outlive an epoch see the next one
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
+        self._kept: dict[int, Levels | None] = {}
         self._keep = keep
 
     def __len__(self) -> int:
@@ -98,9 +108,20 @@ class RadiographDataset(Dataset[Sample]):
         changed = self.augmentation.apply(image, self.seed, self.epoch, index)
         return Sample(image=changed, labels=self.targets[index], index=index, readable=True)
 
+    @property
+    def epoch(self) -> int:
+        """The epoch that augmentation draws for, from 0."""
+        return int(self._epoch)
+
     def set_epoch(self, epoch: int) -> None:
-        """Make augmentation draw for another epoch, from 0."""
-        self.epoch = epoch
+        """Make augmentation draw for another epoch, in the workers of a running loader too.
+
+        Call it before an epoch's first batch is asked for; workers read ahead.
+
+        Args:
+            epoch: Number of the epoch, from 0.
+        """
+        self._epoch.fill_(epoch)
 
     def read(self, index: int) -> npt.NDArray[np.float32] | None:
         """One image as it is served, `[size, size]` float32; None if unreadable and skipped.
@@ -111,27 +132,27 @@ class RadiographDataset(Dataset[Sample]):
         """
         if index in self._kept:
             kept = self._kept[index]
-            return None if kept is None else _levels(kept)
-        name = self.images[index]
-        image: npt.NDArray[np.float32] | None
+            return None if kept is None else expand(kept)
+        image = self.cache.read(index) if self.cache is not None else None
+        if image is None:
+            image = self._decoded(self.images[index])
+        if self._keep:
+            self._kept[index] = None if image is None else compact(image)
+        return image
+
+    def _decoded(self, name: str) -> npt.NDArray[np.float32] | None:
+        """One image, read from its source."""
         try:
-            image = read_image(self.store.open(name), self.spec, trusted=True)
+            return read_image(self.store.open(name), self.spec, trusted=True)
         except ImageError as error:
             if not self.skip_unreadable:
-                raise UnreadableImageError(
-                    f"{name}: {error}. Repair or remove it, or train without such images by "
-                    "data.skip_unreadable=true"
-                ) from error
-            image = None
-        if self._keep:
-            self._kept[index] = None if image is None else _compact(image)
-        return image
+                raise unreadable(name, error) from error
+            return None
 
     def preload(self, threads: int, advance: Callable[[int], None] = lambda _: None) -> None:
         """Read every image into memory, so that epochs cost no decoding and bad files show now.
 
-        Images whose grey levels are all k / 255 (every JPG and 8-bit PNG) are kept as 8 bits,
-        others as float32: what comes out is equal bit for bit.
+        They are kept in as few bits as hold them exactly (`medqua.train.data.levels`).
 
         Args:
             threads: Threads that read.
@@ -180,18 +201,3 @@ class Collator:
 def image_names(rows: pl.DataFrame) -> list[str]:
     """The image column of manifest rows."""
     return [str(name) for name in rows["image"]]
-
-
-def _compact(
-    image: Float32[np.ndarray, "h w"],
-) -> npt.NDArray[np.uint8] | npt.NDArray[np.float32]:
-    """8 bits where they hold the image exactly."""
-    levels = np.rint(image * np.float32(255)).astype(np.uint8)
-    return levels if np.array_equal(_levels(levels), image) else image
-
-
-def _levels(kept: npt.NDArray[np.uint8] | npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """The float image of what is kept in memory."""
-    if kept.dtype == np.uint8:
-        return kept.astype(np.float32) / np.float32(255)
-    return kept.astype(np.float32, copy=False)

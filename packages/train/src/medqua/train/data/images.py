@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +29,10 @@ class ImageStore(Protocol):
         """Entries for which there is no image."""
         ...
 
+    def sizes(self, images: Sequence[str]) -> list[int]:
+        """Bytes that each image takes; -1 where there is none."""
+        ...
+
 
 @dataclass(frozen=True)
 class FolderStore:
@@ -44,6 +48,10 @@ class FolderStore:
     def absent(self, images: Sequence[str]) -> list[str]:
         """Images that are no file; one stat call each."""
         return [image for image in images if not (self.root / image).is_file()]
+
+    def sizes(self, images: Sequence[str]) -> list[int]:
+        """Sizes of files; one stat call each."""
+        return [_size(self.root / image) for image in images]
 
 
 @dataclass(frozen=True)
@@ -71,8 +79,41 @@ class ArrayStore:
             or place[1] >= len(self.arrays[place[0]])
         ]
 
+    def sizes(self, images: Sequence[str]) -> list[int]:
+        """Pixels of each image, of a byte each."""
+        absent = set(self.absent(images))
+        return [
+            -1 if image in absent else self.arrays[self._place(image)[0]][0].nbytes
+            for image in images
+        ]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Arrays mapped from a file travel to other processes as its path."""
+        return {
+            name: Path(array.filename)
+            if isinstance(array, np.memmap) and array.filename is not None
+            else array
+            for name, array in self.arrays.items()
+        }
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        arrays = {
+            name: np.load(array, mmap_mode="r", allow_pickle=False)
+            if isinstance(array, Path)
+            else array
+            for name, array in state.items()
+        }
+        object.__setattr__(self, "arrays", arrays)
+
     def _place(self, image: str) -> tuple[str, int]:
         split, _, index = image.partition("/")
         if not index.isdecimal():
             raise DataError(f"{image!r} is no entry of an archive: needed SPLIT/INDEX")
         return split, int(index)
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return -1

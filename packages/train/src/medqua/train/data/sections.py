@@ -37,6 +37,10 @@ class DataSection:
     keep_in_memory: bool = False
     """Decode every image once, before training: 1 byte a pixel for 8-bit images, 4 for others."""
 
+    cache: str = ""
+    """Folder for decoded images, written once and then mapped by every process of every run; empty
+    decodes each image whenever it is needed."""
+
     limit: int = 0
     """Images of each split to use, chosen by a hash of their name; 0 is all. For quick tries."""
 
