@@ -20,8 +20,6 @@ from medqua.core.quantum.runtime.mitigation import (
 from medqua.core.quantum.runtime.queue import JobQueue
 from medqua.core.quantum.runtime.reference import exact_values, probabilities
 
-pytest.importorskip("mitiq", reason="needs medqua-core[mitigation]")
-
 
 def misreading(up, down, shots, seed):
     """Measure by drawing from the exact distribution, each bit then misread by itself."""
