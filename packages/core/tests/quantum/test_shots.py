@@ -9,6 +9,7 @@ from scipy.stats import chi2, chi2_contingency, chisquare
 
 from medqua.core.errors import ConfigError, ShapeError
 from medqua.core.quantum.ansatz import Ansatz
+from medqua.core.quantum.bottleneck import VariationalBottleneck
 from medqua.core.quantum.engine import make_engine
 from medqua.core.quantum.noise import NoiseModel
 from medqua.core.quantum.runtime import kernels
@@ -214,3 +215,32 @@ def test_what_has_no_joint_distribution_is_refused():
         probabilities(large, *random_circuit(large), 1)
     with pytest.raises(ConfigError, match="depth is 2"):
         probabilities(ansatz, theta, angles, 2)
+
+
+def test_a_bottleneck_draws_correlated_shots():
+    """In (|00> + |11>) / sqrt(2) both readouts of one shot agree, each by itself being a coin."""
+    options = {"entangler": "line", "shots": 25, "seed": 7}
+    together = VariationalBottleneck(2, 1, correlated=True, **options)
+    apart = VariationalBottleneck(2, 1, **options)
+    with torch.no_grad():
+        together.theta.zero_()
+        apart.theta.zero_()
+    angles = torch.tensor([[torch.pi / 2, 0.0]]).expand(200, 2)
+    z = together(angles, torch.ones(200, dtype=torch.int64))
+    torch.testing.assert_close(z[:, 0], z[:, 1], rtol=0, atol=1e-6)
+    assert z.std() > 0.1
+    assert not torch.allclose(*apart(angles, 1).T)
+    z.sum().backward()
+    assert together.theta.grad.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "correlated is true but shots is None"),
+        ({"shots": 5, "noise": NoiseModel.depolarising(0.1, 0.1)}, "channels after gates"),
+    ],
+)
+def test_a_bottleneck_refuses_correlated_shots_it_cannot_draw(options, message):
+    with pytest.raises(ConfigError, match=message):
+        VariationalBottleneck(3, 2, correlated=True, **options)

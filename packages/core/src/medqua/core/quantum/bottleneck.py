@@ -14,7 +14,7 @@ from medqua.core.quantum.cost import LARGEST, cheapest
 from medqua.core.quantum.engine import Engine, Program, make_engine
 from medqua.core.quantum.exact.triton_fourier import runs_fused
 from medqua.core.quantum.noise import NoiseModel
-from medqua.core.quantum.shots import sample
+from medqua.core.quantum.shots import refuse, sample, sample_joint
 
 INITIAL_STD = 0.4
 """Standard deviation of the initial rotation angles (radian): far enough from zero, where the
@@ -38,6 +38,8 @@ class VariationalBottleneck(nn.Module):
             tensors are differentiated, and remain the caller's to optimise.
         shots: Number of measurements of each token: <Z_i> is then an average of that many +-1,
             drawn for each qubit by itself. The gradient is that of the expectation value.
+        correlated: Draw whole bit strings instead, as a machine reads all qubits of a shot
+            together: up to 12 qubits, readout errors but no noise after gates.
         seed: Seed of the shots: call number k after construction draws the same again. Without
             it they come from the global generator.
         target: CUDA-Q target of the `cudaq` engine, such as `ionq-emulated`: see
@@ -62,6 +64,7 @@ class VariationalBottleneck(nn.Module):
         engine: str = "auto",
         noise: NoiseModel | None = None,
         shots: int | None = None,
+        correlated: bool = False,
         seed: int | None = None,
         target: str = "qpp-cpu",
     ) -> None:
@@ -71,7 +74,12 @@ class VariationalBottleneck(nn.Module):
             raise ConfigError(f"shots is {shots}: at least 1, or None for exact expectation values")
         if seed is not None and shots is None:
             raise ConfigError(f"seed is {seed} but shots is None: exact values need no seed")
+        if correlated:
+            if shots is None:
+                raise ConfigError("correlated is true but shots is None: give the number of shots")
+            refuse(self.ansatz, noise)
         self.engine, self.noise, self.shots, self.seed = engine, noise, shots, seed
+        self.correlated = correlated
         self.target = target
         if noise is not None and engine == "auto" and n_qubits > LARGEST["fourier"]:
             raise ConfigError(
@@ -145,7 +153,19 @@ class VariationalBottleneck(nn.Module):
                     raise ShapeError(NOT_FINITE)
                 values = self._evaluate({depth: angles} if len(angles) else {}, angles)
             if self.shots is not None and not self.measures:
-                values = sample(values, self.shots, self._next_seed())
+                if self.correlated:
+                    values = sample_joint(
+                        values,
+                        self.ansatz,
+                        self.theta,
+                        angles,
+                        depth,
+                        self.shots,
+                        self._next_seed(),
+                        self.noise,
+                    )
+                else:
+                    values = sample(values, self.shots, self._next_seed())
             return values
 
     def _count(self, angles: Tensor, depth: Tensor) -> list[int]:
