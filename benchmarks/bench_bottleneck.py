@@ -58,6 +58,9 @@ RUNS = 5
 ENOUGH = 0.5
 """CPU seconds of a run of a peer from which on it is not given more tokens."""
 
+TOO_LONG = 20.0
+"""CPU seconds of a peer's compilation from which on it is not compiled for more tokens."""
+
 
 def ours(ansatz: Ansatz, engine: str, noise: NoiseModel | None = None) -> Step:
     bottleneck = VariationalBottleneck(
@@ -110,18 +113,20 @@ def agree(step: Step, reference: Step, ansatz: Ansatz) -> None:
         np.testing.assert_allclose(got, expected, rtol=0, atol=3e-5)
 
 
-def peer_rate(peer: Step, ansatz: Ansatz, most: int) -> tuple[float, int]:
+def peer_rate(peer: Step, ansatz: Ansatz, fewest: int, most: int) -> tuple[float, int]:
     """Return tokens per second and the number of tokens that gave it."""
-    tokens, best, best_time = 1, (0.0, 1), 0.0
+    tokens, best, best_time = min(fewest, most), (0.0, 1), 0.0
     while True:
         data = problem(ansatz, tokens)
+        begin = time.process_time()
         peer(*data)
+        first = time.process_time() - begin  # compilation included
         spent = seconds(lambda data=data: peer(*data), 1, warm=True)
         if tokens / spent > best[0]:
             best, best_time = (tokens / spent, tokens), spent
-        if spent > ENOUGH or tokens == most:
+        if spent > ENOUGH or first - spent > TOO_LONG or tokens == most:
             break
-        tokens = min(most, tokens * (64 if spent < ENOUGH / 100 else 4))
+        tokens = min(most, tokens * (16 if spent < ENOUGH / 20 else 4))
     data = problem(ansatz, best[1])
     runs = RUNS if best_time < 10 else 1
     return best[1] / seconds(lambda: peer(*data), runs, warm=True), best[1]
@@ -150,12 +155,12 @@ def measure(n: int, depth: int, tokens: int, names: list[str]) -> dict:
     gemm = (before + gemm_rate()) / 2
     peers, sizes = {}, {}
     for name in names:
-        build, distribution = PEERS[name]
+        build, distribution, fewest = PEERS[name]
         if version(distribution) is None or (name.startswith("CUDA-Q") and n > 8):
             continue
         peer = build(ansatz)
         agree(peer, step, ansatz)
-        peers[name], sizes[name] = peer_rate(peer, ansatz, tokens)
+        peers[name], sizes[name] = peer_rate(peer, ansatz, fewest, tokens)
     best = max(peers, key=peers.get, default=None)
     return {
         "case": f"n={n} L={depth} N={tokens}",

@@ -74,9 +74,11 @@ def tensorcircuit(ansatz: Ansatz) -> Step:
     import jax
     import tensorcircuit as tc
 
-    backend = tc.set_backend("jax")
+    tc.set_backend("jax")
     tc.set_dtype("complex64")
     n = ansatz.n_qubits
+    signs = 1.0 - 2.0 * (np.arange(2**n) >> np.arange(n - 1, -1, -1)[:, None] & 1)
+    signs = signs.astype(np.float32)
 
     def one(phi, theta):
         circuit = tc.Circuit(n)
@@ -86,7 +88,8 @@ def tensorcircuit(ansatz: Ansatz) -> Step:
             else:
                 source = phi if len(gate.parameter) == 1 else theta
                 getattr(circuit, gate.name)(*gate.qubits, theta=source[gate.parameter])
-        return backend.real(backend.stack([circuit.expectation_ps(z=[i]) for i in range(n)]))
+        state = circuit.state()  # three times as fast as one expectation_ps for each qubit
+        return signs @ (state.real**2 + state.imag**2)
 
     def loss(phi, theta, weights):
         z = jax.vmap(one, in_axes=(0, None))(phi, theta)
@@ -239,13 +242,13 @@ def cudaq(ansatz: Ansatz) -> Step:
     return step
 
 
-PEERS: dict[str, tuple[Callable[[Ansatz], Step], str]] = {
-    "PennyLane default.qubit": (pennylane, "pennylane"),
-    "PennyLane lightning.qubit": (lightning, "pennylane-lightning"),
-    "TensorCircuit-NG jax": (tensorcircuit, "tensorcircuit-ng"),
-    "DeepQuantum": (deepquantum, "deepquantum"),
-    "torchquantum-ng": (torchquantum, "torchquantum-ng"),
-    "Qulacs": (qulacs, "qulacs"),
-    "CUDA-Q qpp-cpu": (cudaq, "cuda-quantum-cu13"),
+PEERS: dict[str, tuple[Callable[[Ansatz], Step], str, int]] = {
+    "PennyLane default.qubit": (pennylane, "pennylane", 64),
+    "PennyLane lightning.qubit": (lightning, "pennylane-lightning", 1),
+    "TensorCircuit-NG jax": (tensorcircuit, "tensorcircuit-ng", 64),
+    "DeepQuantum": (deepquantum, "deepquantum", 64),
+    "torchquantum-ng": (torchquantum, "torchquantum-ng", 64),
+    "Qulacs": (qulacs, "qulacs", 1),
+    "CUDA-Q qpp-cpu": (cudaq, "cuda-quantum-cu13", 1),
 }
-"""Name -> builder and distribution."""
+"""Name -> builder, distribution, and the fewest tokens that are tried."""

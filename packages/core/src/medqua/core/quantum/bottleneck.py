@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from medqua.core.errors import ConfigError, ShapeError
@@ -86,7 +85,7 @@ class VariationalBottleneck(nn.Module):
                 f"noise is for up to {LARGEST['fourier']} qubits, not {n_qubits}: above that "
                 "choose engine='cudaq' with target='density-matrix-cpu'"
             )
-        self._calls = 0
+        self.calls = 0
         self._engines: dict[str, Engine] = {}
         self._cache: dict[tuple[str, int, torch.dtype, torch.device], tuple[Tensor, Program]] = {}
         self.theta = nn.Parameter(torch.empty(self.ansatz.theta_shape))
@@ -110,8 +109,7 @@ class VariationalBottleneck(nn.Module):
         frozen = not self.training and not torch.is_grad_enabled()
         return cheapest(self.ansatz, tokens, noisy=self.noise is not None, prepared=frozen)
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def forward(self, angles: Tensor, depth: int | Tensor) -> Float[Tensor, "tokens n_qubits"]:
+    def forward(self, angles: Tensor, depth: int | Tensor) -> Tensor:
         """Return <Z_i> of every token.
 
         `theta` takes part in the graph whatever the depths and however few the tokens, so that
@@ -132,41 +130,54 @@ class VariationalBottleneck(nn.Module):
             ShapeError: A wrong shape, a depth out of range, or angles that are not finite.
             QuantumError: Second derivatives are asked for.
         """
-        n, limit = self.ansatz.n_qubits, self.ansatz.max_depth
+        n = self.ansatz.n_qubits
         if angles.ndim != 2 or angles.shape[1] != n or not angles.is_floating_point():
             raise ShapeError(
                 f"angles are {angles.dtype} of shape {list(angles.shape)}: the bottleneck needs "
                 f"floating point [tokens, {n}], one angle for each of its {n} qubits"
             )
-        with torch.autocast(angles.device.type, enabled=False):
-            angles = angles if angles.dtype == torch.float64 else angles.float()
-            if isinstance(depth, Tensor):
-                counts = self._count(angles, depth)
-                order = depth.argsort(stable=True)
-                buckets = torch.split(angles[order], counts)
-                values = self._evaluate({d: b for d, b in enumerate(buckets) if len(b)}, angles)
-                values = values[order.argsort()]
-            else:
-                if not 0 <= depth <= limit:
-                    raise ShapeError(f"depth is {depth}: the bottleneck has circuits of 0..{limit}")
-                if angles.device.type == "cpu" and not finite(angles.detach()):
-                    raise ShapeError(NOT_FINITE)
-                values = self._evaluate({depth: angles} if len(angles) else {}, angles)
-            if self.shots is not None and not self.measures:
-                if self.correlated:
-                    values = sample_joint(
-                        values,
-                        self.ansatz,
-                        self.theta,
-                        angles,
-                        depth,
-                        self.shots,
-                        self._next_seed(),
-                        self.noise,
-                    )
-                else:
-                    values = sample(values, self.shots, self._next_seed())
+        if torch.compiler.is_compiling() or torch.is_autocast_enabled(angles.device.type):
+            values: Tensor = self._apart(angles, depth)
             return values
+        return self._values(angles, depth)
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _apart(self, angles: Tensor, depth: int | Tensor) -> Tensor:
+        """Return <Z_i> outside the graph of a compiler and outside autocast."""
+        with torch.autocast(angles.device.type, enabled=False):
+            return self._values(angles, depth)
+
+    def _values(self, angles: Tensor, depth: int | Tensor) -> Tensor:
+        """Return <Z_i> of every token."""
+        limit = self.ansatz.max_depth
+        angles = angles if angles.dtype == torch.float64 else angles.float()
+        if isinstance(depth, Tensor):
+            counts = self._count(angles, depth)
+            order = depth.argsort(stable=True)
+            buckets = torch.split(angles[order], counts)
+            values = self._evaluate({d: b for d, b in enumerate(buckets) if len(b)}, angles)
+            values = values[order.argsort()]
+        else:
+            if not 0 <= depth <= limit:
+                raise ShapeError(f"depth is {depth}: the bottleneck has circuits of 0..{limit}")
+            if angles.device.type == "cpu" and not finite(angles.detach()):
+                raise ShapeError(NOT_FINITE)
+            values = self._evaluate({depth: angles} if len(angles) else {}, angles)
+        if self.shots is not None and not self.measures:
+            if self.correlated:
+                values = sample_joint(
+                    values,
+                    self.ansatz,
+                    self.theta,
+                    angles,
+                    depth,
+                    self.shots,
+                    self._next_seed(),
+                    self.noise,
+                )
+            else:
+                values = sample(values, self.shots, self._next_seed())
+        return values
 
     def _count(self, angles: Tensor, depth: Tensor) -> list[int]:
         """Return how many tokens have each depth, with one transfer to the host."""
@@ -210,15 +221,15 @@ class VariationalBottleneck(nn.Module):
             self._cache.clear()
             return engine.compile(self.theta.to(like.dtype), depths)
         programs = {}
-        with torch.inference_mode(False), torch.no_grad():
-            for d in depths:
-                key = (name, d, like.dtype, self.theta.device)
-                bound, program = self._cache.get(key, (None, None))
-                if bound is None or program is None or not self._unchanged(bound):
+        for d in depths:
+            key = (name, d, like.dtype, self.theta.device)
+            bound, program = self._cache.get(key, (None, None))
+            if bound is None or program is None or not self._unchanged(bound):
+                with torch.inference_mode(False), torch.no_grad():
                     bound = self.theta.detach().clone()
                     program = engine.compile(bound.to(like.dtype), (d,))[d]
-                    self._cache[key] = (bound, program)
-                programs[d] = program
+                self._cache[key] = (bound, program)
+            programs[d] = program
         return programs
 
     def _unchanged(self, bound: Tensor) -> bool:
@@ -247,8 +258,8 @@ class VariationalBottleneck(nn.Module):
 
     def _next_seed(self) -> int | None:
         """Return the seed of this call's shots."""
-        self._calls += 1
-        return None if self.seed is None else hash((self.seed, self._calls)) & 2**63 - 1
+        self.calls += 1
+        return None if self.seed is None else hash((self.seed, self.calls)) & 2**63 - 1
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave what can be made again out of copies and pickles."""

@@ -1,5 +1,7 @@
 """What the engines cost, measured, and the cheapest for a circuit and a number of tokens."""
 
+from functools import lru_cache
+
 from medqua.core.quantum.ansatz import Ansatz
 
 SECONDS: dict[str, dict[int, tuple[float, float, float]]] = {
@@ -53,6 +55,7 @@ LARGEST = {"fourier": 11, "dense": 13, "gates": 20}
 """Most qubits: what an engine holds for all tokens stays below a few GB."""
 
 
+@lru_cache(maxsize=1024)
 def cheapest(ansatz: Ansatz, tokens: int, *, noisy: bool, prepared: bool) -> str:
     """Return the name of the engine that costs least.
 

@@ -21,8 +21,9 @@ from medqua.core.quantum.ansatz import Ansatz
 from medqua.core.quantum.exact.table import HeisenbergTable
 from medqua.core.quantum.noise import NoiseModel
 
-CACHE_BYTES = 2_000_000
-"""Size of the buffers of one chunk on a CPU: about the second-level cache of one core."""
+CACHE_BYTES = 4_000_000
+"""Size of the buffers of one chunk on a CPU: with 2 MB of second-level cache a core, chunks that
+overflow it a little were faster than shorter ones, whose operations are more."""
 
 FEW = 256
 """Tokens up to which the number of operations costs more than their size."""
@@ -67,16 +68,24 @@ class FourierProgram:
 
     def _few(self, angles: Float[Tensor, "tokens n"]) -> Float[Tensor, "tokens n"]:
         """Return <Z_i> of a few tokens without gradients, in as few operations as possible."""
-        n, turned = angles.shape[1], angles.T
+        n, first, turned = angles.shape[1], self.first, angles.T
         basis = torch.stack((torch.ones_like(turned), turned.cos(), turned.sin()), 1)
-        halves = []
-        for part in (basis[: self.first], basis[self.first :]):
-            values = part[0] if len(part) else basis[0, :1]
-            for factor in part[1:]:
-                values = (values[:, None] * factor).flatten(0, 1)
-            halves.append(values)
-        partial = (self.table @ halves[0]).view(n, halves[1].shape[0], -1)
-        return (partial * halves[1]).sum(1).T.contiguous()
+        # products of qubits (0, 1), (2, 3), ... in one operation
+        pairs = (basis[0 : n - 1 : 2, :, None] * basis[1::2, None]).flatten(1, 2)
+        partial = (self.table @ folded(basis, pairs, range(first))).view(n, -1, len(angles))
+        return (partial * folded(basis, pairs, range(first, n))).sum(1).T.contiguous()
+
+
+def folded(basis: Tensor, pairs: Tensor, qubits: range) -> Float[Tensor, "terms tokens"]:
+    """Return the products over `qubits`, two at a time where `pairs` has them."""
+    result = basis[0, :1]  # 1
+    q = qubits.start
+    while q < qubits.stop:
+        paired = q % 2 == 0 and q + 1 < qubits.stop
+        factor = pairs[q // 2] if paired else basis[q]
+        result = (result[:, None] * factor).flatten(0, 1) if q > qubits.start else factor
+        q += 1 + paired
+    return result
 
 
 def split(n_qubits: int) -> int:
@@ -99,12 +108,19 @@ class Chunks:
     They are allocated once for all chunks: fresh memory would cost more than the arithmetic.
     """
 
-    def __init__(self, angles: Float[Tensor, "tokens n"], first: int) -> None:
+    def __init__(
+        self, angles: Float[Tensor, "tokens n"], first: int, basis: Tensor | None = None
+    ) -> None:
         self.tokens, self.n = angles.shape
         self.first, self.last = first, self.n - first
         self.size = min(chunk_size(self.n, first, angles), max(self.tokens, 1))
-        turned = angles.T.contiguous()
-        self.basis = torch.stack((torch.ones_like(turned), turned.cos(), turned.sin()), 1)
+        if basis is None:
+            basis = angles.new_empty(self.n, 3, self.tokens)
+            basis[:, 0] = 1.0
+            basis[:, 1] = angles.T
+            torch.sin(basis[:, 1], out=basis[:, 2])
+            basis[:, 1].cos_()
+        self.basis = basis
         rows = self.n * 3**self.last
         self.partial = angles.new_empty(rows, self.size)
         self.first_buffer = angles.new_empty(3**first, self.size)
@@ -152,7 +168,7 @@ class _Contract(torch.autograd.Function):
                 torch.sum(torch.mul(partial, f2, out=scratch), 1, out=z[:, part])
             else:
                 z[:, part] = _slopes(work, partial, part, slopes[..., part])
-        ctx.save_for_backward(angles, table, slopes)
+        ctx.save_for_backward(angles, table, slopes, work.basis)
         return z.T.contiguous()
 
     @staticmethod
@@ -161,9 +177,9 @@ class _Contract(torch.autograd.Function):
             raise QuantumError(
                 "the engines have no second derivatives: do without create_graph=True"
             )
-        angles, table, slopes = ctx.saved_tensors
+        angles, table, slopes, basis = ctx.saved_tensors
         for_angles, for_table, _ = ctx.needs_input_grad
-        work = Chunks(angles, ctx.first)
+        work = Chunks(angles, ctx.first, basis)
         n, first = work.n, work.first
         weights = grad.T.contiguous()
         pulled = torch.empty_like(weights) if for_angles else None
