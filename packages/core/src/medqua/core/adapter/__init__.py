@@ -14,6 +14,7 @@ from medqua.core.adapter.objective import (
     proportion,
     regularisation,
     reset_diagnostics,
+    share_batch,
     update_thresholds,
 )
 from medqua.core.adapter.placement import choose_blocks, find_decoder_layers
@@ -36,5 +37,6 @@ __all__ = [
     "proportion",
     "regularisation",
     "reset_diagnostics",
+    "share_batch",
     "update_thresholds",
 ]

@@ -13,8 +13,9 @@ from jaxtyping import Float32
 from torch import Tensor, nn
 from torch.nn import functional
 
-from medqua.core.adapter.config import Proportion
+from medqua.core.adapter.config import Proportion, QuasarConfig
 from medqua.core.adapter.layer import QuasarBlock, QuasarLayer
+from medqua.core.adapter.ranks import sum_over_ranks
 from medqua.core.adapter.router import Routed
 
 
@@ -61,20 +62,39 @@ def regularisation(model: nn.Module) -> Float32[Tensor, ""]:
 
     `L_lambda = (lambda_hat - lambda*)^2` (Eq. 10) is left out for the routings `topk` and
     `random`, whose share is fixed. Call it after the training forward and before its backward.
+    After `share_batch`, lambda_hat and H(g) are those of the tokens of all ranks, and the gradient
+    is right once it is averaged over ranks, as DDP and FSDP do.
 
     Returns:
         A scalar with its graph; a plain 0 when no adapter ran with gradients in training mode.
     """
-    losses = [
-        _loss(block, block.routed)
+    found = [
+        (block, block.routed)
         for layer in _layers(model)
         for block in layer.active_blocks()
         if block.routed is not None
     ]
-    if losses:
+    if found:
+        device = found[0][0].gamma.device
+        sums = torch.stack([_sums(block.config, routed).to(device) for block, routed in found])
+        if all(block.router.across_ranks for block, _ in found):
+            sums = sum_over_ranks(sums)
+        losses = [_loss(block.config, own) for (block, _), own in zip(found, sums, strict=True)]
         return torch.stack(losses).mean()
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     return torch.zeros((), device=device)
+
+
+def share_batch(model: nn.Module, shared: bool = True) -> None:
+    """Count k, lambda_hat and H(g) over the tokens of all ranks, not of each rank alone.
+
+    With it a step depends on its global batch, and not on how many ranks share it. Every rank has
+    to run the same training forwards: they hold small collectives.
+    """
+    for layer in _layers(model):
+        for block in layer.quasar_block.values():
+            if isinstance(block, QuasarBlock):
+                block.router.across_ranks = shared
 
 
 @torch.no_grad()
@@ -126,12 +146,22 @@ def _layers(model: nn.Module) -> Iterator[QuasarLayer]:
     return (module for module in model.modules() if isinstance(module, QuasarLayer))
 
 
-def _loss(block: QuasarBlock, routed: Routed) -> Float32[Tensor, ""]:
-    config = block.config
-    loss = config.xi * gate_entropy(routed)
+def _sums(config: QuasarConfig, routed: Routed) -> Float32[Tensor, "3"]:
+    """Over this rank's active tokens: routes, entropies of gates, and the tokens themselves."""
+    active = routed.active.sum().float()
+    count = active.clamp(min=1)
+    return torch.stack(
+        [proportion(routed, config.proportion) * count, gate_entropy(routed) * count, active]
+    )
+
+
+def _loss(config: QuasarConfig, sums: Float32[Tensor, "3"]) -> Float32[Tensor, ""]:
+    """Eta L_lambda + xi H(g) of one block, from the sums of `_sums`."""
+    routes, entropy, active = sums.unbind()
+    count = active.detach().clamp(min=1)
+    loss = config.xi * entropy / count
     if config.routing == "ema":
-        excess = proportion(routed, config.proportion) - config.target_ratio
-        loss = loss + config.eta * excess.square()
+        loss = loss + config.eta * (routes / count - config.target_ratio).square()
     return loss
 
 

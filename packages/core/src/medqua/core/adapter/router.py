@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from medqua.core.adapter.config import Entropy, Relaxation, Routing, Scope, one_of
+from medqua.core.adapter.ranks import best_over_ranks, several
 from medqua.core.adapter.tokens import align
 from medqua.core.errors import ConfigError, ShapeError
 
@@ -42,9 +43,11 @@ class EntropyRouter(nn.Module):
     **Training.** Until theta is known the exact `k = floor(lambda* N_active)` best tokens are
     routed. `theta_dyn`, the least of the k best logits, is gathered over the forwards since the
     last optimiser step, and `update_threshold` moves theta (Eq. 6): outside the forward, so that
-    recomputing a forward changes nothing. **Evaluation.** theta is frozen, so a token's route
-    depends on that token alone. Before any training step theta is infinite: nothing is routed and
-    all tokens keep the classical path.
+    recomputing a forward changes nothing. With `across_ranks` the batch that k is counted over is
+    that of all ranks: every rank then has to run the same training forwards.
+
+    **Evaluation.** theta is frozen, so a token's route depends on that token alone. Before any
+    training step theta is infinite: nothing is routed and all tokens keep the classical path.
 
     Args:
         hidden_size: D, width of the hidden states.
@@ -100,6 +103,7 @@ class EntropyRouter(nn.Module):
         self.bounds = (_logit(threshold_range[0]), _logit(threshold_range[1]))
         self.gumbel = gumbel
         self.epsilon = epsilon
+        self.across_ranks = False
         self._share = Fraction(target_ratio).limit_denominator(1_000_000)
         self.scorer = nn.Linear(hidden_size, 1)
         self.raw_temperature = nn.Parameter(torch.tensor(math.log(math.expm1(temperature))))
@@ -234,6 +238,12 @@ class EntropyRouter(nn.Module):
         Returns:
             The mask, and (N theta_dyn, N) summed over the groups that k is counted in.
         """
+        if self.across_ranks and self.scope == "batch" and self.training and several():
+            mask, kth, k = best_over_ranks(
+                scores, active, self._share.numerator, self._share.denominator
+            )
+            weight = torch.where((k > 0) & kth.isfinite(), active.sum(), 0).float()
+            return mask, torch.stack([weight * kth.nan_to_num(neginf=0.0), weight])
         group = scores.shape if self.scope == "sample" else (1, scores.numel())
         ranked = scores.masked_fill(~active, -math.inf).nan_to_num(nan=-math.inf).reshape(group)
         n_active: Int64[Tensor, " groups"] = active.reshape(group).sum(-1)
