@@ -3,6 +3,7 @@
 hatch run train:mimic                                   # synthetic radiographs, no download
 hatch run train:mimic data.root=/data/mimic-cxr-jpg data.workers=8 data.keep_in_memory=false
 NPROC=2 hatch run train:folder data.root=../images optim.epochs=20
+hatch run train:mimic --arm lora                        # an arm of the experiment
 torchrun --nproc-per-node=4 -m medqua.train chestmnist data.root=. data.download=true
 """
 
@@ -40,6 +41,10 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print metrics.json; talk o
 Resume = Annotated[
     bool, typer.Option("--resume", help="Go on from the last checkpoint in --output.")
 ]
+ArmName = Annotated[
+    str | None,
+    typer.Option("--arm", help="An arm of the experiment; `arms` lists them.", metavar="NAME"),
+]
 Debug = Annotated[bool, typer.Option("--debug", help="Show a traceback on an error.")]
 
 
@@ -48,6 +53,7 @@ def mimic(
     overrides: Overrides = None,
     output: Output = None,
     recipe: RecipeFile = None,
+    arm: ArmName = None,
     as_json: AsJson = False,
     resume: Resume = False,
     debug: Debug = False,
@@ -60,8 +66,10 @@ def mimic(
         medqua-train mimic data.root=/data/mimic-cxr-jpg data.keep_in_memory=false data.workers=8
 
         medqua-train mimic data.root=/data data.source=dicom data.uncertain=ones --output runs/a
+
+        medqua-train mimic --arm lora data.root=/data/mimic-cxr-jpg
     """
-    _train("mimic", recipe, overrides, output, as_json=as_json, resume=resume)
+    _train("mimic", recipe, arm, overrides, output, as_json=as_json, resume=resume)
 
 
 @app.command()
@@ -69,6 +77,7 @@ def chestmnist(
     overrides: Overrides = None,
     output: Output = None,
     recipe: RecipeFile = None,
+    arm: ArmName = None,
     as_json: AsJson = False,
     resume: Resume = False,
     debug: Debug = False,
@@ -80,7 +89,7 @@ def chestmnist(
 
         medqua-train chestmnist data.root=data/chestmnist_224.npz data.pixels=224
     """
-    _train("chestmnist", recipe, overrides, output, as_json=as_json, resume=resume)
+    _train("chestmnist", recipe, arm, overrides, output, as_json=as_json, resume=resume)
 
 
 @app.command()
@@ -88,6 +97,7 @@ def folder(
     overrides: Overrides = None,
     output: Output = None,
     recipe: RecipeFile = None,
+    arm: ArmName = None,
     as_json: AsJson = False,
     resume: Resume = False,
     debug: Debug = False,
@@ -99,7 +109,7 @@ def folder(
 
         medqua-train folder data.root=images data.table=truth.csv data.columns.patient=person
     """
-    _train("folder", recipe, overrides, output, as_json=as_json, resume=resume)
+    _train("folder", recipe, arm, overrides, output, as_json=as_json, resume=resume)
 
 
 @app.command()
@@ -136,9 +146,50 @@ def phantoms(
         print(json.dumps({"root": str(root), "patients": data.phantoms.patients}))
 
 
+@app.command()
+def arms(
+    overrides: Overrides = None,
+    recipe: Annotated[
+        str, typer.Option(help="A shipped recipe, or a TOML file.", metavar="RECIPE")
+    ] = "mimic",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the table as JSON.")] = False,
+    debug: Debug = False,
+) -> None:
+    """List the arms of the experiment, with what each trains at the recipe's backbone.
+
+    Of a published backbone only its configuration is read.
+
+    Examples:
+        medqua-train arms
+
+        medqua-train arms --recipe chestmnist adapter.n_qubits=8
+
+        medqua-train arms backbone.source=Qwen/Qwen2.5-VL-3B-Instruct adapter.every=6
+    """
+    from medqua.train.arms import ARMS, label_count
+    from medqua.train.display import arm_table
+    from medqua.train.model import count_trainable
+    from medqua.train.recipe import load_recipe
+
+    counts = {}
+    for arm in ARMS:
+        built = load_recipe(recipe, [*arm.overrides, *(overrides or ())])
+        counts[arm.name] = count_trainable(built, label_count(built))
+    if as_json:
+        rows = [
+            {"name": arm.name, "title": arm.title, "kind": arm.kind, "trains": arm.trains}
+            | {"trainable_parameters": counts[arm.name], "overrides": list(arm.overrides)}
+            for arm in ARMS
+        ]
+        print(json.dumps(rows))
+    else:
+        Console().print(arm_table(counts))
+
+
 def _train(
     name: str,
     own: Path | None,
+    arm: str | None,
     overrides: list[str] | None,
     output: str | None,
     *,
@@ -148,12 +199,14 @@ def _train(
     """Do a run and show its figures."""
     from medqua.core.errors import ConfigError
     from medqua.train import distributed
+    from medqua.train.arms import find_arm
     from medqua.train.display import result_tables
     from medqua.train.recipe import load_recipe
     from medqua.train.record import new_folder
     from medqua.train.run import train
 
-    recipe = load_recipe(own or name, overrides or ())
+    keys = find_arm(arm).overrides if arm else ()
+    recipe = load_recipe(own or name, [*keys, *(overrides or ())])
     kind = getattr(recipe.data, "kind", "")
     if kind != name:
         raise ConfigError(f"{own} is a recipe of data.kind = {kind!r}: use the verb {kind}")
@@ -162,9 +215,8 @@ def _train(
     distributed.start(recipe.run.threads)
     console = Console(stderr=as_json)
     try:
-        metrics: dict[str, Any] = train(
-            recipe, new_folder(output, recipe.name), console, resume=resume
-        )
+        folder = new_folder(output, f"{recipe.name}-{arm}" if arm else recipe.name)
+        metrics: dict[str, Any] = train(recipe, folder, console, resume=resume)
         if distributed.is_main():
             if as_json:
                 print(json.dumps(metrics))

@@ -16,6 +16,8 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from medqua.train.arms import ARMS
+
 SECONDS_BETWEEN_LINES = 15.0
 """How often progress is printed where there is no terminal to redraw."""
 
@@ -65,6 +67,18 @@ def log_line(console: Console, total: int, line: Mapping[str, Any]) -> None:
         console.print(f"{at}  validation macro AUROC [bold]{score}[/]", highlight=False)
 
 
+def arm_table(counts: Mapping[str, int]) -> Table:
+    """The arms, with the trainable parameters of each by its name."""
+    table = Table(title="Arms", box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    for name in ("arm", "", "trains", "parameters"):
+        table.add_column(name, justify="right" if name == "parameters" else "left", no_wrap=True)
+    for before, arm in zip((ARMS[0], *ARMS), ARMS, strict=False):
+        if arm.kind != before.kind:
+            table.add_row()
+        table.add_row(arm.name, arm.title, arm.trains, f"{counts[arm.name]:,}")
+    return table
+
+
 def result_tables(metrics: Mapping[str, Any]) -> list[Table]:
     """The figures of `metrics.json` for people."""
     test, untrained = metrics["test"], metrics.get("untrained") or {}
@@ -107,7 +121,7 @@ def result_tables(metrics: Mapping[str, Any]) -> list[Table]:
         ("images skipped", str(metrics["data"]["skipped"])),
     ):
         run.add_row(name, value)
-    return [labels, routers, run]
+    return [labels, routers, run] if metrics["router"] else [labels, run]
 
 
 def _label_cells(name: str, row: Mapping[str, Any]) -> list[str]:

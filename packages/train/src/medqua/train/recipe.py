@@ -76,12 +76,34 @@ class Recipe:
                     f"image.size = {size} does not suit the tiny backbone: needed a multiple of "
                     f"{step} (patch times merge); {max(round(size / step), 1) * step} is nearest"
                 )
-            if self.adapter.blocks is None and self.adapter.every > tiny.decoder_layers:
+            every = self.adapter.every if self.backbone.adapter == "quasar" else 1
+            if self.adapter.blocks is None and every > tiny.decoder_layers:
                 raise ConfigError(
                     f"adapter.every = {self.adapter.every} on a tiny backbone of "
                     f"{tiny.decoder_layers} layers leaves no layer adapted: needed at most "
                     f"{tiny.decoder_layers}"
                 )
+        self._check_arm()
+
+    def _check_arm(self) -> None:
+        """Refuse sections that contradict each other about what is attached and trained."""
+        attached, lora = self.backbone.adapter, self.adapter.lora
+        if attached == "lora" and lora is None:
+            raise ConfigError(
+                "backbone.adapter = 'lora' without adapter.lora: tell its rank, for instance "
+                "adapter.lora.r=16"
+            )
+        if attached == "none" and lora is not None:
+            raise ConfigError(
+                "adapter.lora with backbone.adapter = 'none': choose 'lora' or 'quasar', or leave "
+                "adapter.lora out"
+            )
+        if self.head.kind == "answers" and (attached != "none" or self.backbone.tune == "full"):
+            raise ConfigError(
+                f"head.kind = 'answers' with backbone.adapter = {attached!r} and backbone.tune = "
+                f"{self.backbone.tune!r}: nothing is trained; set backbone.adapter=none and "
+                "backbone.tune=head"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as in TOML; `build_recipe` takes them back."""

@@ -1,7 +1,7 @@
 """One run, from a recipe to its folder: data, model, training, calibration, evaluation, bundle."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,6 +15,7 @@ from rich.console import Console
 from torch.utils.tensorboard import SummaryWriter
 from transformers import set_seed
 
+from medqua.core.errors import ConfigError
 from medqua.core.findings.calibration import Calibration
 from medqua.core.model.backbone import Backbone
 from medqua.core.model.bundle import Bundle
@@ -26,7 +27,7 @@ from medqua.train.display import log_line, progress
 from medqua.train.figures import draw_learning, draw_roc
 from medqua.train.inputs import DataSet, make_splits, open_data_set
 from medqua.train.metrics import Figures, evaluate
-from medqua.train.model import build_model, count_parameters
+from medqua.train.model import build_model, count_parameters, open_backbone
 from medqua.train.predict import Predictions, predict, reset_routers, router_report
 from medqua.train.recipe import Recipe
 from medqua.train.record import (
@@ -39,6 +40,7 @@ from medqua.train.record import (
 )
 from medqua.train.statistics.bootstrap import bootstrap_auroc
 from medqua.train.trainer import MedQuaTrainer, last_checkpoint
+from medqua.train.zero_shot import UNTAUGHT, ZeroShotClassifier
 
 LICENCES = {
     "mimic": "PhysioNet Credentialed Health Data License 1.5.0: do not pass on these weights.",
@@ -61,12 +63,17 @@ class Run:
     """The data set."""
     splits: Mapping[str, RadiographDataset]
     """Its three splits."""
-    classifier: MedQuaClassifier
+    classifier: MedQuaClassifier | ZeroShotClassifier
     """The model."""
     backbone: Backbone
     """What it was built on."""
     collator: Collator
     """Samples to batches."""
+
+    @property
+    def zero_shot(self) -> bool:
+        """Whether the backbone is asked and nothing is trained."""
+        return isinstance(self.classifier, ZeroShotClassifier)
 
     def predict(self, split: str, what: str) -> Predictions:
         """Logits of a split."""
@@ -136,17 +143,20 @@ def _train(
     say(f"{data.manifest.source}: " + ", ".join(f"{k} {len(v):,}" for k, v in splits.items()))
     if recipe.data.keep_in_memory:
         _preload(splits, console)
-    classifier, backbone = build_model(recipe, len(data.manifest.labels))
+    classifier, backbone = _model(recipe, data.manifest.labels)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     classifier.to(device)
     collator = Collator(backbone.processor, recipe.backbone.prompt)
     run = Run(recipe, folder, console, data, splits, classifier, backbone, collator)
     trainable, total = count_parameters(classifier)
     say(_what_is_trained(recipe, trainable, total))
+    if isinstance(classifier, ZeroShotClassifier):
+        say(_what_is_asked(classifier, backbone))
+        state.add(questions=list(classifier.questions))
     if distributed.is_main():
         data.manifest.write(folder / "manifest.parquet")
     untrained = None
-    if recipe.evaluation.untrained:
+    if recipe.evaluation.untrained and not run.zero_shot:
         untrained = _untrained(run)
         say(f"untrained: test macro AUROC {_shown(untrained['macro_auroc'])}")
     history, seconds, skipped = _fit(run, resume=resume)
@@ -176,14 +186,23 @@ def _train(
         _write_skipped(folder, [*data.absent, *skipped])
         if recipe.evaluation.plots:
             _draw(run, tested, history)
-        bundle = make_bundle(run, calibration).save(folder / "bundle", overwrite=True)
-        say(f"The model is in {bundle}, everything of the run in {folder}")
+        if run.zero_shot:
+            say(f"Nothing was trained, so there is no bundle; everything of the run is in {folder}")
+        else:
+            bundle = make_bundle(run, calibration).save(folder / "bundle", overwrite=True)
+            say(f"The model is in {bundle}, everything of the run in {folder}")
     distributed.gather(None)
     return metrics
 
 
 def make_bundle(run: Run, calibration: Calibration) -> Bundle:
-    """The trained model with all that decides its predictions."""
+    """The trained model with all that decides its predictions.
+
+    Raises:
+        ConfigError: Nothing was trained.
+    """
+    if isinstance(run.classifier, ZeroShotClassifier):
+        raise ConfigError("head.kind = 'answers' trains nothing: there is no model to bundle")
     data = run.data
     licence = "Synthetic training data (phantoms); no patient data." if data.synthetic else ""
     return Bundle(
@@ -235,6 +254,8 @@ def _untrained(run: Run) -> Figures:
 def _fit(run: Run, *, resume: bool) -> tuple[list[dict[str, Any]], float, list[str]]:
     """Train; the log, seconds, and names of training images that could not be read."""
     recipe, folder = run.recipe, run.folder
+    if isinstance(run.classifier, ZeroShotClassifier):
+        return [], 0.0, []
     writer = None
     if recipe.run.tensorboard and distributed.is_main():
         writer = SummaryWriter(str(folder / "tensorboard"))
@@ -330,16 +351,41 @@ def _describe(manifest: Manifest, data: DataSet) -> dict[str, Any]:
     }
 
 
+def _model(
+    recipe: Recipe, labels: Sequence[str]
+) -> tuple[MedQuaClassifier | ZeroShotClassifier, Backbone]:
+    """What is trained and evaluated, or only evaluated."""
+    if recipe.head.kind == "linear":
+        return build_model(recipe, len(labels))
+    backbone = open_backbone(recipe)
+    size = recipe.image.size
+    if size is None:
+        raise ConfigError("image.size is not given: batches need images of one size")
+    return ZeroShotClassifier(backbone, labels, size, recipe.head.question), backbone
+
+
 def _what_is_trained(recipe: Recipe, trainable: int, total: int) -> str:
+    if recipe.head.kind == "answers":
+        return f"Training nothing: 0 of {total:,} parameters"
+    attached = {"quasar": "the adapter and ", "lora": "LoRA and ", "none": ""}
+    if recipe.adapter.lora is not None:
+        attached["quasar"] = "the adapter, LoRA and "
     what = {
-        "full": "the whole backbone, the adapter and the head",
-        "adapter": "the adapter and the head; the backbone is frozen",
+        "full": f"the whole backbone, {attached[recipe.backbone.adapter]}the head",
+        "adapter": f"{attached[recipe.backbone.adapter]}the head; the backbone is frozen",
         "head": "the head alone",
     }[recipe.backbone.tuned]
     why = ""
     if recipe.backbone.source == "tiny" and recipe.backbone.tuned == "full":
         why = " (the tiny backbone is random, so all of it is trained)"
     return f"Training {what}{why}: {trainable:,} of {total:,} parameters"
+
+
+def _what_is_asked(classifier: ZeroShotClassifier, backbone: Backbone) -> str:
+    asked = f"Asking {len(classifier.questions)} questions an image: {classifier.questions[0]} ..."
+    if backbone.source in UNTAUGHT:
+        asked += f"\n{backbone.source} never learned to answer questions: its answers are chance"
+    return asked
 
 
 def _write_predictions(

@@ -8,6 +8,7 @@ from medqua.core.model.classifier import POOLINGS
 from medqua.core.model.tiny import TinyArchitecture
 from medqua.train.typed import at_least
 
+Attached = Literal["quasar", "lora", "none"]
 Tune = Literal["auto", "adapter", "full", "head"]
 Precision = Literal["float32", "bfloat16"]
 Schedule = Literal["cosine", "linear", "constant"]
@@ -26,8 +27,13 @@ class BackboneSection:
     dtype: Precision = "float32"
     """Type of its weights; the adapter and the head are float32 always."""
 
+    adapter: Attached = "quasar"
+    """What is attached to its decoder: the adapter of `[adapter]`, with LoRA beside it where
+    `adapter.lora` is given; the LoRA of `adapter.lora` alone; or nothing."""
+
     tune: Tune = "auto"
-    """What is trained beside the head; `auto` is `full` for `tiny` and `adapter` for others."""
+    """What is trained beside the head; `auto` is `full` for `tiny`, and for others `adapter`, or
+    `head` where there is none."""
 
     prompt: str = "Name the findings in this frontal chest radiograph."
     """Text before the image."""
@@ -38,24 +44,45 @@ class BackboneSection:
     tiny: TinyArchitecture = field(default_factory=TinyArchitecture)
     """Sizes of the tiny model."""
 
+    def __post_init__(self) -> None:
+        if self.tune == "adapter" and self.adapter == "none":
+            raise ConfigError(
+                "backbone.tune = 'adapter' with backbone.adapter = 'none': there is none to train; "
+                "choose full or head, or an adapter"
+            )
+
     @property
     def tuned(self) -> Literal["adapter", "full", "head"]:
         """What is trained, with `auto` decided."""
         if self.tune != "auto":
             return self.tune
-        return "full" if self.source == "tiny" else "adapter"
+        if self.source == "tiny":
+            return "full"
+        return "head" if self.adapter == "none" else "adapter"
 
 
 @dataclass(frozen=True, kw_only=True)
 class HeadSection:
     """From hidden states to logits."""
 
+    kind: Literal["linear", "answers"] = "linear"
+    """A trained linear layer, or the language head's own answers to a question about each finding,
+    where nothing is trained (zero-shot)."""
+
     pooling: Literal["visual_mean", "last_token"] = "visual_mean"
-    """What the head reads."""
+    """What the linear head reads."""
+
+    question: str = "Is there {finding} in this chest radiograph? Answer yes or no."
+    """What `answers` asks, with the finding's name in the place of `{finding}`."""
 
     def __post_init__(self) -> None:
         if self.pooling not in POOLINGS:
             raise ConfigError(f"head.pooling = {self.pooling!r}: needed one of {POOLINGS}")
+        if "{finding}" not in self.question:
+            raise ConfigError(
+                f"head.question = {self.question!r}: needed {{finding}} where the finding's name "
+                "belongs"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,16 +105,17 @@ class OptimSection:
     """Learning rate of the head."""
 
     adapter: float = 1e-3
-    """Learning rate of router, shadow and projections."""
+    """Learning rate of router, shadow and projections, and of LoRA."""
 
     theta: float = 1e-2
-    """Learning rate of the circuit's rotation angles, in radians a step."""
+    """Learning rate of the circuit's rotation angles, in radians a step, and of the parameters of
+    what stands in its place."""
 
     backbone: float = 1e-3
     """Learning rate of the backbone, where it is trained."""
 
     weight_decay: float = 0.01
-    """Decoupled weight decay of matrices; angles, biases, norms and scalars have none."""
+    """Decoupled weight decay of matrices; the bottleneck, biases, norms and scalars have none."""
 
     beta1: float = 0.9
     """Decay of the first moment."""

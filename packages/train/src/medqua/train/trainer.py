@@ -1,6 +1,7 @@
 """transformers.Trainer with the paper's objective, thresholds, and checkpoints that are whole."""
 
 import math
+import re
 import shutil
 import signal
 from collections.abc import Callable, Iterator
@@ -315,7 +316,9 @@ def parameter_groups(model: MedQuaClassifier, recipe: Recipe) -> list[dict[str, 
     """Parts of the model with learning rates of their own; only matrices decay."""
     optim = recipe.optim
     rates = {"backbone": optim.backbone, "adapter": optim.adapter, "head": optim.head}
-    angles = {id(p) for name, p in model.named_parameters() if name.endswith(".theta")}
+    # controls in the circuit's place are trained as it is: same rate, no decay
+    inside = re.compile(r"\.quasar_block\..*\.bottleneck\.")
+    angles = {id(p) for name, p in model.named_parameters() if inside.search(name)}
     groups: list[dict[str, Any]] = []
     for part, parameters in model.parameter_groups().items():
         theta = [p for p in parameters if id(p) in angles]

@@ -101,7 +101,7 @@ def convert(value: Any, kind: Any, key: str) -> Any:
     if origin in (Union, types.UnionType):
         return _first_that_fits(value, get_args(kind), key, kind)
     if kind is Any:
-        return value
+        return _bare(_parsed(value))
     if origin is Literal:
         return _choice(value, get_args(kind), key)
     if kind is type(None):

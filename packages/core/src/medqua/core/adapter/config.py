@@ -270,8 +270,7 @@ def _checked_lora(lora: Mapping[str, Any]) -> dict[str, Any]:
         name: sorted(value) if isinstance(value, set | frozenset) else value
         for name, value in lora.items()
     }
-    if plain.get("r", 1) < 1:
-        raise ConfigError(f"lora sets r = {plain['r']}: needed a rank of at least 1")
+    _at_least("lora.r", plain.get("r", 1), 1)
     try:
         LoraConfig(**plain)
     except (TypeError, ValueError) as error:
