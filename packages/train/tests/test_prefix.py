@@ -10,7 +10,9 @@ from medqua.train.data.dataset import Collator
 from medqua.train.inputs import make_splits, open_data_set
 from medqua.train.model import build_model
 from medqua.train.predict import predict
-from medqua.train.prefix import PrefixDataset, frozen_layers, prepare, skipping
+from medqua.train.prefix.cut import frozen_layers, skipping
+from medqua.train.prefix.prepare import prepare
+from medqua.train.prefix.states import PrefixDataset
 from medqua.train.recipe import load_recipe
 
 TO_Q = 'adapter.lora={r=2, target_modules=["layers.1.self_attn.q_proj"]}'
