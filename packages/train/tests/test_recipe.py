@@ -6,8 +6,9 @@ from medqua.core.errors import ConfigError
 from medqua.train.recipe import build_recipe, load_recipe, shipped_recipes
 
 
-def test_three_recipes_are_shipped():
-    assert set(shipped_recipes()) == {"chestmnist", "folder", "mimic"}
+def test_a_recipe_for_each_kind_of_data_and_two_experiments_are_shipped():
+    expected = {"chestmnist", "folder", "mimic", "reproduce", "reproduce-radiographs"}
+    assert expected <= set(shipped_recipes())
 
 
 @pytest.mark.parametrize("name", sorted(shipped_recipes()))

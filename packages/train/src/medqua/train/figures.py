@@ -1,4 +1,4 @@
-"""Pictures of a run: ROC curves and how it learned."""
+"""Pictures of a run and of an experiment."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from medqua.train.data.manifest import IGNORED
 from medqua.train.metrics import auroc
+from medqua.train.statistics.paired import Difference
 
 
 def draw_roc(
@@ -76,6 +77,120 @@ def draw_learning(path: Path, history: Sequence[Mapping[str, Any]], title: str) 
     _save(figure, path)
 
 
+def draw_differences(
+    path: Path, found: Sequence[tuple[str, Difference]], against: str, confidence: float
+) -> None:
+    """Forest plot: one arm minus each of the others, with both intervals.
+
+    Args:
+        path: PNG file.
+        found: Title of each other arm, and the difference; the declared endpoint first.
+        against: Title of the arm that they are taken from.
+        confidence: Coverage of the intervals.
+    """
+    figure = Figure(figsize=(8.0, 1.6 + 0.36 * len(found)), layout="constrained")
+    axes = figure.subplots()
+    axes.axvline(0, color="0.6", linewidth=0.9)
+    limit = _limit([difference for _, difference in found])
+    for row, (_, difference) in enumerate(found):
+        colour = "tab:red" if row == 0 else "tab:blue"
+        if difference.estimate is None:
+            continue
+        if abs(difference.estimate) > limit:
+            side = 1 if difference.estimate > 0 else -1
+            axes.plot([side * 0.97 * limit], [row], ">" if side > 0 else "<", color=colour)
+            axes.annotate(
+                f"{difference.estimate:+.3f}, beyond the axis",
+                (side * 0.93 * limit, row),
+                ha="right" if side > 0 else "left",
+                va="center",
+                fontsize=8,
+            )
+            continue
+        for interval, width, alpha in (
+            (difference.seeds_interval, 1.2, 0.9),
+            (difference.interval, 4.5, 0.45),
+        ):
+            if interval.bounds is not None:
+                axes.plot(interval.bounds, [row, row], color=colour, linewidth=width, alpha=alpha)
+        axes.plot([difference.estimate], [row], "o", color=colour, markersize=5)
+    axes.set_xlim(-limit, limit)
+    axes.axhline(0.5, color="0.85", linewidth=0.8)
+    axes.set(ylim=(len(found) - 0.4, -0.6), xlabel=f"macro AUROC of {against} minus the arm's")
+    axes.set_yticks(range(len(found)), [title for title, _ in found])
+    axes.set_title(
+        f"{confidence:.0%} intervals: broad over patients, thin over patients and seeds.\n"
+        "Red: the declared endpoint",
+        fontsize=9,
+        loc="left",
+    )
+    _save(figure, path)
+
+
+def draw_reliability(
+    path: Path,
+    arms: Sequence[tuple[str, Float64[np.ndarray, "s n l"]]],
+    targets: Int8[np.ndarray, "n l"],
+    bins: int = 10,
+) -> None:
+    """Reliability diagram of all labels and seeds together, in bins of equally many answers.
+
+    Args:
+        path: PNG file.
+        arms: Title and probabilities `[S, N, L]` of each arm.
+        targets: `[N, L]` of 1, 0 and `IGNORED`.
+        bins: Points of each arm.
+    """
+    figure = Figure(figsize=(5.6, 5.6), layout="constrained")
+    axes = figure.subplots()
+    axes.plot([0, 1], [0, 1], color="0.7", linewidth=0.8, linestyle=":")
+    known = targets != IGNORED
+    for (title, probabilities), marker in zip(arms, "osD^v", strict=False):
+        said = np.concatenate([own[known] for own in probabilities])
+        true = np.tile(targets[known] == 1, len(probabilities))
+        parts = np.array_split(np.argsort(said, kind="stable"), bins)
+        points = [(said[part].mean(), true[part].mean()) for part in parts if len(part)]
+        x, y = zip(*points, strict=True)
+        axes.plot(x, y, f"{marker}-", linewidth=1.2, markersize=4, label=title)
+    axes.set(xlabel="probability that is told", ylabel="share of images with the finding")
+    axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal", title="Calibration, all labels")
+    axes.legend(frameon=False, fontsize=8)
+    _save(figure, path)
+
+
+def draw_curve(path: Path, lines: Mapping[str, Sequence[tuple[float, float, float]]]) -> None:
+    """Macro AUROC by share of the training patients.
+
+    Args:
+        path: PNG file.
+        lines: Title -> (share, mean, standard deviation over seeds).
+    """
+    figure = Figure(figsize=(8.0, 5.0), layout="constrained")
+    axes = figure.subplots()
+    styles = ("-", "--", ":")
+    for position, (title, points) in enumerate(lines.items()):
+        shares, means, spreads = (np.array(column) for column in zip(*points, strict=True))
+        nudge = 1 + 0.012 * (position - len(lines) / 2)  # so that bars do not hide each other
+        axes.errorbar(
+            shares * nudge,
+            means,
+            spreads,
+            fmt=styles[position // 10 % len(styles)],
+            marker="o",
+            markersize=3,
+            linewidth=1.2,
+            capsize=2,
+            label=title,
+        )
+    ticks = sorted({share for points in lines.values() for share, _, _ in points})
+    axes.set_xscale("log")
+    axes.set_xticks(ticks, [f"{tick:.0%}" for tick in ticks])
+    axes.set_xticks([], minor=True)
+    axes.set(xlabel="share of the training patients", ylabel="test macro AUROC (sd over seeds)")
+    axes.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.02, 1.0))
+    _save(figure, path)
+
+
 def roc_curve(
     scores: Float64[np.ndarray, " n"], targets: Int8[np.ndarray, " n"]
 ) -> tuple[Float64[np.ndarray, " p"], Float64[np.ndarray, " p"]]:
@@ -91,6 +206,14 @@ def roc_curve(
     true = np.r_[0.0, np.cumsum(present)[last] / present.sum()]
     false = np.r_[0.0, np.cumsum(~present)[last] / (~present).sum()]
     return false, true
+
+
+def _limit(found: Sequence[Difference]) -> float:
+    """Half the width of an axis on which most intervals can be read; an outlier may lie beyond."""
+    bounds = [one.bounds for d in found for one in (d.interval, d.seeds_interval) if one.bounds]
+    reach = np.array([max(abs(low), abs(high)) for low, high in bounds] or [0.0])
+    usual = reach[reach <= 8 * np.median(reach)]
+    return 1.1 * max(float(usual.max(initial=0.0)), 1e-3)
 
 
 def _series(history: Sequence[Mapping[str, Any]], name: str) -> tuple[list[int], list[float]]:

@@ -1,8 +1,10 @@
 """One run, from a recipe to its folder: data, model, training, calibration, evaluation, bundle."""
 
+import copy
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,8 @@ from medqua.train.inputs import DataSet, make_splits, open_data_set
 from medqua.train.metrics import Figures, evaluate
 from medqua.train.model import build_model, count_parameters, open_backbone
 from medqua.train.predict import Predictions, predict, reset_routers, router_report
+from medqua.train.prefix.cut import skipping
+from medqua.train.prefix.prepare import prepare
 from medqua.train.recipe import Recipe
 from medqua.train.record import (
     check_same_recipe,
@@ -40,6 +44,7 @@ from medqua.train.record import (
 )
 from medqua.train.statistics.bootstrap import bootstrap_auroc
 from medqua.train.trainer import MedQuaTrainer, last_checkpoint
+from medqua.train.typed import as_plain
 from medqua.train.zero_shot import UNTAUGHT, ZeroShotClassifier
 
 LICENCES = {
@@ -141,8 +146,6 @@ def _train(
     splits = make_splits(recipe, data, partial(progress, console))
     state.add(data=_describe(data.manifest, data), data_hash=data.manifest.fingerprint)
     say(f"{data.manifest.source}: " + ", ".join(f"{k} {len(v):,}" for k, v in splits.items()))
-    if recipe.data.keep_in_memory:
-        _preload(splits, console)
     classifier, backbone = _model(recipe, data.manifest.labels)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     classifier.to(device)
@@ -155,6 +158,10 @@ def _train(
         state.add(questions=list(classifier.questions))
     if distributed.is_main():
         data.manifest.write(folder / "manifest.parquet")
+    whole, undo = run, ExitStack()
+    run = _from_prefix(run, undo)
+    if recipe.data.keep_in_memory and run is whole:
+        _preload(splits, console)
     untrained = None
     if recipe.evaluation.untrained and not run.zero_shot:
         untrained = _untrained(run)
@@ -164,6 +171,8 @@ def _train(
     reset_routers(classifier)
     tested = run.predict("test", "Test")
     routers = router_report(classifier)
+    undo.close()
+    seconds_per_image = tested.seconds_per_image if run is whole else _seconds(whole)
     skipped += [splits["validate"].images[index] for index in validated.unreadable]
     skipped += [splits["test"].images[index] for index in tested.unreadable]
     calibration = _calibration(run, validated)
@@ -172,7 +181,7 @@ def _train(
         "validate": _figures(run, "validate", validated, calibration, intervals=False),
         "untrained": untrained,
         "router": routers,
-        "seconds_per_image": tested.seconds_per_image,
+        "seconds_per_image": seconds_per_image,
         "trainable_parameters": trainable,
         "parameters": total,
         "training_seconds": seconds,
@@ -242,6 +251,48 @@ def _preload(splits: Mapping[str, RadiographDataset], console: Console) -> None:
     with progress(console, "Reading images", sum(map(len, splits.values()))) as advance:
         for split in splits.values():
             split.preload(torch.get_num_threads(), advance)
+
+
+def _from_prefix(run: Run, undo: ExitStack) -> Run:
+    """The run on hidden states kept in `run.prefix`, until `undo` is closed; itself without them.
+
+    Where the whole model is needed in every epoch, it says why and goes on with it.
+    """
+    recipe, classifier = run.recipe, run.classifier
+    if not recipe.run.prefix or isinstance(classifier, ZeroShotClassifier):
+        return run
+    made_from = {
+        "data": as_plain(recipe.data),
+        "image": as_plain(recipe.image),
+        "manifest": run.data.manifest.fingerprint,
+    }
+    count = sum(map(len, run.splits.values()))
+    with progress(run.console, "Frozen layers", count) as advance:
+        found = prepare(
+            classifier,
+            run.splits,
+            run.collator,
+            Path(recipe.run.prefix).expanduser(),
+            made_from,
+            batch_size=recipe.evaluation.batch_size,
+            advance=advance,
+        )
+    if isinstance(found, str):
+        run.console.print(f"Running the whole model every time: {found}", highlight=False)
+        return run
+    prefix, splits, collator = found
+    undo.enter_context(skipping(classifier, prefix))
+    run.console.print(
+        f"Starting from kept hidden states, {prefix.layers} decoder layers up", highlight=False
+    )
+    return replace(run, splits=splits, collator=collator)
+
+
+def _seconds(run: Run) -> float:
+    """Seconds of the whole model for one of the first 64 test images, as they are served."""
+    some = copy.copy(run.splits["test"])
+    some.images, some.targets = some.images[:64], some.targets[:64]
+    return replace(run, splits={"test": some}).predict("test", "Timing").seconds_per_image
 
 
 def _untrained(run: Run) -> Figures:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from medqua.core.adapter import QuasarLayer, find_decoder_layers
 from medqua.core.model.classifier import MedQuaClassifier, vision_language_model
@@ -42,6 +43,8 @@ def frozen_layers(classifier: MedQuaClassifier) -> int | str:
     inside = {id(p) for layer in layers for p in layer.parameters()}
     if any(p.requires_grad and id(p) not in inside for p in model.parameters()):
         return "the backbone is trained"
+    if any(isinstance(p, DTensor) for p in model.parameters()):
+        return "the model is sharded"
     for name, module in model.named_modules():
         rate = getattr(module, "p", 0.0) if isinstance(module, nn.Dropout) else 0.0
         if "quasar_" not in name and "lora_" not in name and rate:
