@@ -6,6 +6,7 @@ The kernels take the ansatz as numbers (`kernel_arguments`) and build the gates 
 Python: `no_type_check` keeps run-time type checkers from wrapping them.
 """
 
+import contextlib
 import multiprocessing
 import warnings
 from typing import no_type_check
@@ -13,6 +14,9 @@ from typing import no_type_check
 from medqua.core.errors import QuantumError
 from medqua.core.quantum.ansatz import Ansatz
 
+with contextlib.suppress(ImportError):
+    # both bring LLVM: after CUDA-Q it would abort the process
+    import triton  # type: ignore[import-not-found,import-untyped,unused-ignore]  # noqa: F401
 _start_method = multiprocessing.get_start_method(allow_none=True)
 try:
     with warnings.catch_warnings():
