@@ -7,7 +7,7 @@ from medqua.train.__main__ import app
 
 
 def test_help_of_every_verb_shows_examples(capsys):
-    for verb in ("mimic", "chestmnist", "folder", "phantoms"):
+    for verb in ("mimic", "chestmnist", "folder", "nih", "chexpert", "vindr", "phantoms"):
         assert run(app, [verb, "--help"]) == 0
         text = capsys.readouterr().out
         assert f"medqua-train {verb}" in text

@@ -3,11 +3,12 @@ import tomllib
 import pytest
 
 from medqua.core.errors import ConfigError
+from medqua.train.data.sections import DATA_KINDS
 from medqua.train.recipe import build_recipe, load_recipe, shipped_recipes
 
 
 def test_a_recipe_for_each_kind_of_data_and_two_experiments_are_shipped():
-    expected = {"chestmnist", "folder", "mimic", "reproduce", "reproduce-radiographs"}
+    expected = {*DATA_KINDS, "reproduce", "reproduce-radiographs"}
     assert expected <= set(shipped_recipes())
 
 
@@ -15,7 +16,8 @@ def test_a_recipe_for_each_kind_of_data_and_two_experiments_are_shipped():
 def test_every_shipped_recipe_is_valid_and_survives_its_own_dict(name):
     recipe = load_recipe(name)
     assert recipe.name == name
-    assert getattr(recipe.data, "kind", None) == name
+    kind = {"reproduce": "mimic", "reproduce-radiographs": "folder"}.get(name, name)
+    assert getattr(recipe.data, "kind", None) == kind
     assert build_recipe(recipe.to_dict()) == recipe
 
 
@@ -77,7 +79,7 @@ def test_an_override_is_read_as_the_type_of_its_key(override, read):
         ("data.labels=", "at least one label"),
         ("evaluation.confidence=1", "confidence"),
         ("run.threads=-1", "at least 0"),
-        ("data.kind=nih", "needed one of mimic, chestmnist, folder"),
+        ("data.kind=padchest", "needed one of mimic, chestmnist, folder, nih, chexpert, vindr"),
     ],
 )
 def test_a_wrong_override_is_refused_with_what_to_do(override, words):
@@ -95,7 +97,7 @@ def test_a_recipe_of_ones_own(tmp_path):
     path.write_text("[data\n")
     with pytest.raises(ConfigError, match="no TOML"):
         load_recipe(path)
-    with pytest.raises(ConfigError, match="chestmnist, folder, mimic"):
+    with pytest.raises(ConfigError, match="chestmnist, chexpert, folder, mimic"):
         load_recipe("mimc")
 
 

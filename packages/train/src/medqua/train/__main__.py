@@ -113,6 +113,66 @@ def folder(
 
 
 @app.command()
+def nih(
+    overrides: Overrides = None,
+    output: Output = None,
+    recipe: RecipeFile = None,
+    arm: ArmName = None,
+    as_json: AsJson = False,
+    resume: Resume = False,
+    debug: Debug = False,
+) -> None:
+    """Train on NIH ChestX-ray14, in its official split.
+
+    Examples:
+        medqua-train nih data.root=/data/nih
+
+        medqua-train nih data.root=/data/nih data.train_on=view=PA data.test_on=view=AP
+    """
+    _train("nih", recipe, arm, overrides, output, as_json=as_json, resume=resume)
+
+
+@app.command()
+def chexpert(
+    overrides: Overrides = None,
+    output: Output = None,
+    recipe: RecipeFile = None,
+    arm: ArmName = None,
+    as_json: AsJson = False,
+    resume: Resume = False,
+    debug: Debug = False,
+) -> None:
+    """Train on CheXpert, tested by the labels of radiologists.
+
+    Examples:
+        medqua-train chexpert data.root=/data/CheXpert-v1.0-small
+
+        medqua-train chexpert data.root=/data/CheXpert-v1.0-small data.test=test
+    """
+    _train("chexpert", recipe, arm, overrides, output, as_json=as_json, resume=resume)
+
+
+@app.command()
+def vindr(
+    overrides: Overrides = None,
+    output: Output = None,
+    recipe: RecipeFile = None,
+    arm: ArmName = None,
+    as_json: AsJson = False,
+    resume: Resume = False,
+    debug: Debug = False,
+) -> None:
+    """Train on VinDr-CXR, tested by the consensus of radiologists.
+
+    Examples:
+        medqua-train vindr data.root=/data/vindr-cxr/1.0.0
+
+        medqua-train vindr data.root=/data/vindr data.source=png
+    """
+    _train("vindr", recipe, arm, overrides, output, as_json=as_json, resume=resume)
+
+
+@app.command()
 def phantoms(
     overrides: Overrides = None,
     output: Output = None,

@@ -12,14 +12,25 @@ from medqua.core.errors import ConfigError, DataError
 from medqua.train import distributed
 from medqua.train.data.cache import ImageCache, build_cache
 from medqua.train.data.chestmnist import fetch_chestmnist, read_chestmnist
+from medqua.train.data.chexpert import read_chexpert
 from medqua.train.data.dataset import RadiographDataset, image_names
 from medqua.train.data.folder import read_folder
 from medqua.train.data.images import FolderStore, ImageStore
 from medqua.train.data.manifest import SPLITS, Manifest
 from medqua.train.data.mimic import read_mimic
+from medqua.train.data.nih import read_nih
 from medqua.train.data.phantom import is_phantom_tree
-from medqua.train.data.sections import ChestMnistData, DataSection, FolderData, MimicData
+from medqua.train.data.sections import (
+    ChestMnistData,
+    ChexpertData,
+    DataSection,
+    FolderData,
+    MimicData,
+    NihData,
+    VindrData,
+)
 from medqua.train.data.selection import select, share_of_patients
+from medqua.train.data.vindr import read_vindr
 from medqua.train.phantoms import phantom_tree
 from medqua.train.recipe import Recipe
 
@@ -46,8 +57,8 @@ class DataSet:
     absent: tuple[str, ...] = ()
     """Images that the tables name and that are not there (`data.skip_unreadable`)."""
 
-    cached: tuple[str, ...] = ()
-    """Images that `data.cache` is to hold: all that are there, so that runs on parts of a data set
+    cached: Manifest | None = None
+    """What `data.cache` is to hold: all images that are there, so that runs on parts of a data set
     share a cache; with `data.limit` only those of the manifest."""
 
     synthetic: bool = False
@@ -84,7 +95,7 @@ def open_data_set(data: DataSection, say: Say) -> DataSet:
     manifest = _limited(manifest, data.limit) if data.limit else manifest
     for split in SPLITS:
         manifest.split(split)
-    cached = tuple(image_names((manifest if data.limit else whole).frame)) if data.cache else ()
+    cached = replace(whole, frame=manifest.frame) if data.limit else whole
     return replace(found, manifest=manifest, absent=tuple(absent), cached=cached)
 
 
@@ -124,14 +135,15 @@ def make_splits(
 
 def _cache(recipe: Recipe, data: DataSet, progress: Progress) -> ImageCache:
     """The cache of a data set, written by all processes together and compared with its sources."""
-    section = recipe.data
-    with progress("Decoding images into data.cache", len(data.cached)) as advance:
+    section, whole = recipe.data, data.cached or data.manifest
+    images = image_names(whole.frame)
+    with progress("Decoding images into data.cache", len(images)) as advance:
         cache = build_cache(
             Path(section.cache),
             data.store,
             recipe.image,
-            data.manifest.source,
-            data.cached,
+            whole.source,
+            images,
             workers=section.workers,
             skip_unreadable=section.skip_unreadable,
             advance=advance,
@@ -186,7 +198,40 @@ def _opened(data: DataSection, say: Say) -> DataSet:
             stratify=data.stratify,
         )
         return DataSet(manifest, FolderStore(root))
+    published = _published(data, root)
+    if published is not None:
+        return DataSet(published, FolderStore(root))
     raise ConfigError(f"data.kind = {type(data).__name__}: no reader for it")
+
+
+def _published(data: DataSection, root: Path) -> Manifest | None:
+    """The manifest of NIH ChestX-ray14, CheXpert or VinDr-CXR; None for another data set."""
+    if isinstance(data, NihData):
+        return read_nih(
+            root,
+            labels=data.labels,
+            views=data.views,
+            validate=data.validate,
+            seed=data.split_seed,
+        )
+    if isinstance(data, ChexpertData):
+        return read_chexpert(
+            root,
+            labels=data.labels,
+            views=data.views,
+            test=data.test,
+            validate=data.validate,
+            seed=data.split_seed,
+        )
+    if isinstance(data, VindrData):
+        return read_vindr(
+            root,
+            labels=data.labels,
+            source=data.source,
+            validate=data.validate,
+            seed=data.split_seed,
+        )
+    return None
 
 
 def _limited(manifest: Manifest, limit: int) -> Manifest:

@@ -50,6 +50,9 @@ from medqua.train.zero_shot import UNTAUGHT, ZeroShotClassifier
 LICENCES = {
     "mimic": "PhysioNet Credentialed Health Data License 1.5.0: do not pass on these weights.",
     "chestmnist": "CC BY 4.0 (MedMNIST; NIH ChestX-ray14)",
+    "nih": "NIH Clinical Center asks for attribution: Wang et al., ChestX-ray8, CVPR 2017.",
+    "chexpert": "Stanford University Dataset Research Use Agreement: no commercial use.",
+    "vindr": "PhysioNet Credentialed Health Data License 1.5.0: do not pass on these weights.",
 }
 """Terms that the training data puts on weights, by kind of data."""
 

@@ -14,12 +14,20 @@ import polars as pl
 
 from medqua.core.errors import ConfigError, DataError
 from medqua.core.findings.labels import ALIASES, CHEXPERT_NAMES, NIH_NAMES
-from medqua.train.data.manifest import Manifest, checked_labels
+from medqua.train.data.manifest import Manifest
 from medqua.train.data.split import (
     SplitFractions,
     positives_by_patient,
     split_by_hash,
     split_stratified,
+)
+from medqua.train.data.tables import (
+    finding_columns,
+    label_numbers,
+    located,
+    of_views,
+    plain,
+    read_table,
 )
 
 KNOWN_COLUMNS = {
@@ -91,10 +99,10 @@ def read_folder(
             no 1, 0, -1 or blank.
     """
     path = _find_table(root, table)
-    raw = _read_text(path)
+    raw = read_table(path, (), "name one by data.table")
     found = _found_columns(path, raw, columns or FolderColumns())
     frame = raw.select(
-        _located(root, raw[found["image"]], path),
+        located(root, raw[found["image"]], path),
         *_patient(path, raw, found, columns or FolderColumns()),
         *(
             pl.col(found[role]).alias(name)
@@ -103,15 +111,12 @@ def read_folder(
         ),
         *_labels(path, raw, labels),
     )
-    side = next((name for name in raw.columns if _plain(name) == "frontallateral"), None)
+    side = next((name for name in raw.columns if plain(name) == "frontallateral"), None)
     if side is not None and "view" in frame.columns:  # CheXpert: AP/PA is blank for laterals
         lateral = raw[side].str.to_uppercase() == "LATERAL"
         frame = frame.with_columns(view=pl.when(lateral).then(pl.lit("LATERAL")).otherwise("view"))
-    if views and "view" in frame.columns:
-        view = pl.col("view")
-        plain = view.str.strip_chars().str.split(" ").list.first()  # "AP Supine" is an AP view
-        wanted = list(views)
-        frame = frame.filter(view.is_null() | view.is_in(wanted) | plain.is_in(wanted))
+    if "view" in frame.columns:
+        frame = of_views(frame, views)
     if "split" not in frame.columns:
         frame = _split(frame, fractions or SplitFractions(), seed, stratify=stratify)
     return Manifest.of(frame, f"folder {root.name} ({path.name})")
@@ -149,17 +154,9 @@ def _find_table(root: Path, table: str) -> Path:
     raise DataError(f"{root} has none of {', '.join(TABLES)} ({listed}): name one by data.table")
 
 
-def _read_text(path: Path) -> pl.DataFrame:
-    """The whole table as text."""
-    try:
-        return pl.read_csv(path, infer_schema=False)
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise DataError(f"{path} is no readable CSV: {str(error).splitlines()[0]}") from error
-
-
 def _found_columns(path: Path, raw: pl.DataFrame, given: FolderColumns) -> dict[str, str]:
     """Role -> column."""
-    plain = {_plain(name): name for name in reversed(raw.columns)}
+    by_plain = {plain(name): name for name in reversed(raw.columns)}
     found = {}
     for role, names in KNOWN_COLUMNS.items():
         wanted = str(getattr(given, role))
@@ -167,7 +164,7 @@ def _found_columns(path: Path, raw: pl.DataFrame, given: FolderColumns) -> dict[
             near = get_close_matches(wanted, raw.columns, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise DataError(f"{path} has no column {wanted!r} (data.columns.{role}){hint}")
-        column = wanted or next((plain[name] for name in names if name in plain), "")
+        column = wanted or next((by_plain[name] for name in names if name in by_plain), "")
         if column:
             found[role] = column
     if "image" not in found:
@@ -210,11 +207,11 @@ def _patient(
 
 def _labels(path: Path, raw: pl.DataFrame, wanted: Sequence[str]) -> list[pl.Series]:
     """Label columns under their known names."""
-    known = {_plain(alias): name for alias, name in ALIASES.items()}
-    known |= {_plain(name): name for name in (*CHEXPERT_NAMES, *NIH_NAMES)}
-    columns = {known.get(_plain(name), name): name for name in raw.columns}
-    listed = next((name for name in raw.columns if _plain(name) == "findinglabels"), None)
-    chosen = list(wanted) or [name for name in columns if _plain(name) in known]
+    known = {plain(alias): name for alias, name in ALIASES.items()}
+    known |= {plain(name): name for name in (*CHEXPERT_NAMES, *NIH_NAMES)}
+    columns = {known.get(plain(name), name): name for name in raw.columns}
+    listed = next((name for name in raw.columns if plain(name) == "findinglabels"), None)
+    chosen = list(wanted) or [name for name in columns if plain(name) in known]
     if not chosen and listed is not None:
         chosen = list(NIH_NAMES)
     if not chosen:
@@ -224,53 +221,15 @@ def _labels(path: Path, raw: pl.DataFrame, wanted: Sequence[str]) -> list[pl.Ser
         )
     result = []
     for name in chosen:
-        canonical = known.get(_plain(name), name)
+        canonical = known.get(plain(name), name)
         if canonical in columns:
-            result.append(_numbers(path, raw[columns[canonical]]).alias(canonical))
-        elif listed is not None and _plain(name) in known:
-            said = raw[listed].fill_null("").str.replace_all("_", " ").str.split("|")
-            trimmed = said.list.eval(pl.element().str.strip_chars())
-            present = trimmed.list.contains(canonical.replace("_", " "))
-            result.append(present.cast(pl.Int8).alias(canonical))
+            column = raw[columns[canonical]]
+            where = f"{path}, column {column.name!r}"
+            result.append(label_numbers(column, where).alias(canonical))
+        elif listed is not None and plain(name) in known:
+            result += finding_columns(raw[listed], [canonical])
         else:
             near = get_close_matches(name, raw.columns, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise DataError(f"{path} has no label column {name!r}{hint}")
     return result
-
-
-def _numbers(path: Path, column: pl.Series) -> pl.Series:
-    """A label column read as text, as Int8."""
-    numbers = column.str.strip_chars().replace("", None).cast(pl.Float64, strict=False)
-    text = column.filter(numbers.is_null() & (column.str.strip_chars() != ""))
-    if text.len():
-        raise DataError(
-            f"{path}, column {column.name!r} holds text in {text.len()} rows: a label is 1 "
-            "(present), 0 (absent), -1 (uncertain) or blank"
-        )
-    return checked_labels(numbers, f"{path}, column {column.name!r}")
-
-
-def _located(root: Path, names: pl.Series, path: Path) -> pl.Series:
-    """Images relative to the root; bare names are looked for in subfolders, as NIH packs them."""
-    if names.null_count():
-        raise DataError(f"{path} names no image in {names.null_count()} of {len(names)} rows")
-    if names.len() == 0 or (root / names[0]).is_file() or "/" in names[0]:
-        return names.alias("image")
-    wanted = set(names.to_list())
-    places: dict[str, str] = {}
-    for file in sorted(root.rglob("*")):
-        if file.name in wanted and file.is_file():
-            relative = file.relative_to(root).as_posix()
-            if file.name in places:
-                raise DataError(
-                    f"{root} has {file.name} twice, as {places[file.name]} and {relative}: name "
-                    f"images by their path in {path.name}"
-                )
-            places[file.name] = relative
-    return names.replace(places).alias("image")
-
-
-def _plain(name: str) -> str:
-    """A column name in lower case without punctuation, so that `No_Finding` is `No Finding`."""
-    return re.sub(r"[^a-z0-9]", "", name.lower())

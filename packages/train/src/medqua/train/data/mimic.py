@@ -23,9 +23,7 @@ from isal.igzip_lib import IsalError
 from medqua.core.errors import DataError
 from medqua.core.findings.labels import ALIASES, CHEXPERT_NAMES
 from medqua.train.data.manifest import Manifest, checked_labels
-
-FRONTAL = ("AP", "PA")
-"""Views that a model of frontal radiographs is trained on."""
+from medqua.train.data.tables import FRONTAL
 
 LABELS = CHEXPERT_NAMES
 """The 14 CheXpert observations, in the order of logits."""

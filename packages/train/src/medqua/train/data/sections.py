@@ -5,10 +5,14 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from medqua.core.errors import ConfigError
+from medqua.core.findings.labels import CHEXPERT_NAMES, NIH_NAMES
+from medqua.train.data.chexpert import TestTable
 from medqua.train.data.folder import FolderColumns
 from medqua.train.data.manifest import Blank, LabelPolicy, Uncertain
-from medqua.train.data.mimic import FRONTAL, LABELS, ImageSource, LabelSource, TestLabels
+from medqua.train.data.mimic import LABELS, ImageSource, LabelSource, TestLabels
 from medqua.train.data.split import SplitFractions
+from medqua.train.data.tables import FRONTAL
+from medqua.train.data.vindr import VINDR_NAMES, ImageFile
 from medqua.train.typed import at_least
 
 
@@ -184,8 +188,79 @@ class FolderData(DataSection):
     """Split the patients of each finding in proportion."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class PublishedData(DataSection):
+    """A published data set with a test split of its own."""
+
+    validate: float = 0.1
+    """Share of the training patients held out for calibration and the choice of a checkpoint,
+    within (0, 1)."""
+
+    split_seed: int = 0
+    """Seed of the hash that chooses them."""
+
+    labels: tuple[str, ...] = ()
+    """Labels, in the order of logits; names of another data set that mean exactly the same do."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.validate < 1:
+            raise ConfigError(f"data.validate = {self.validate}: needed a share within (0, 1)")
+        if not self.labels:
+            raise ConfigError("data.labels is empty: name at least one label")
+
+
+@dataclass(frozen=True, kw_only=True)
+class NihData(PublishedData):
+    """NIH ChestX-ray14 in its official split."""
+
+    kind: Literal["nih"] = "nih"
+    """Which data set it is."""
+
+    labels: tuple[str, ...] = NIH_NAMES
+    """Labels, in the order of logits; CheXpert's names that mean exactly the same do."""
+
+    views: tuple[str, ...] = FRONTAL
+    """Views to keep; empty keeps both."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChexpertData(PublishedData):
+    """CheXpert."""
+
+    kind: Literal["chexpert"] = "chexpert"
+    """Which data set it is."""
+
+    labels: tuple[str, ...] = CHEXPERT_NAMES
+    """Labels, in the order of logits; NIH's names that mean exactly the same do."""
+
+    views: tuple[str, ...] = FRONTAL
+    """Views to keep; empty keeps lateral ones too."""
+
+    test: TestTable = "valid"
+    """`valid`: test on `valid.csv`, validate on patients of `train.csv`; `test`: test on
+    `test.csv` or `test_labels.csv`, validate on `valid.csv`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VindrData(PublishedData):
+    """VinDr-CXR."""
+
+    kind: Literal["vindr"] = "vindr"
+    """Which data set it is."""
+
+    labels: tuple[str, ...] = VINDR_NAMES
+    """Labels, in the order of logits; names of CheXpert and NIH that mean the same do."""
+
+    source: ImageFile = "dicom"
+    """Extension of the images: as published, or after a conversion."""
+
+
 DATA_KINDS: Mapping[str, type[DataSection]] = {
     "mimic": MimicData,
     "chestmnist": ChestMnistData,
     "folder": FolderData,
+    "nih": NihData,
+    "chexpert": ChexpertData,
+    "vindr": VindrData,
 }

@@ -36,7 +36,7 @@ def split_by_hash(patients: Sequence[str], fractions: SplitFractions, seed: int)
     Returns:
         Patient -> `train`, `validate` or `test`.
     """
-    return {patient: _name(_place(patient, seed), fractions) for patient in patients}
+    return {patient: _name(hashed_place(patient, seed), fractions) for patient in patients}
 
 
 def split_stratified(
@@ -66,7 +66,7 @@ def split_stratified(
         strata.setdefault(rarest, []).append(patient)
     result: dict[str, str] = {}
     for stratum in strata.values():
-        ordered = sorted(stratum, key=lambda patient: (_place(patient, seed), patient))
+        ordered = sorted(stratum, key=lambda patient: (hashed_place(patient, seed), patient))
         for position, patient in enumerate(ordered):
             result[patient] = _name((position + 0.5) / len(ordered), fractions)
     return result
@@ -81,8 +81,8 @@ def positives_by_patient(frame: pl.DataFrame, labels: Sequence[str]) -> dict[str
     }
 
 
-def _place(patient: str, seed: int) -> float:
-    """A place in [0, 1), uniform over patients."""
+def hashed_place(patient: str, seed: int) -> float:
+    """A place in [0, 1) of a patient, uniform over patients and equal on every machine."""
     digest = blake2b(f"{seed}:{patient}".encode(), digest_size=7).digest()
     return int.from_bytes(digest) / 2**56
 
