@@ -23,7 +23,6 @@ from medqua.train.trainer import (
     MedQuaTrainer,
     last_checkpoint,
     load_trained_state,
-    masked_bce,
 )
 
 QUIET = Console(quiet=True)
@@ -153,20 +152,6 @@ def test_unreadable_images_are_counted_and_listed(recipe, images, tmp_path):
         metrics = train(recipe(root, *options), tmp_path / keep, QUIET)
         assert metrics["data"]["skipped"] == 2
         assert (tmp_path / keep / "unreadable.txt").read_text() == "7.png\n8.png\n"
-
-
-def test_ignored_labels_do_not_weigh_in_the_loss():
-    logits = torch.tensor([[0.3, -2.0], [1.0, 5.0]], requires_grad=True)
-    targets = torch.tensor([[1.0, -1.0], [0.0, -1.0]])
-    loss = masked_bce(logits, targets)
-    expected = torch.nn.functional.binary_cross_entropy_with_logits(logits[:, 0], targets[:, 0])
-    assert loss.item() == pytest.approx(expected.item())
-    loss.backward()
-    assert logits.grad is not None
-    assert logits.grad[:, 1].tolist() == [0.0, 0.0]
-    nothing = masked_bce(logits, torch.full((2, 2), -1.0))
-    nothing.backward()
-    assert nothing.item() == 0.0
 
 
 def test_a_checkpoint_of_another_model_is_refused(finished, recipe, images):

@@ -129,6 +129,7 @@ def make_splits(
             seed=recipe.run.seed,
             skip_unreadable=section.skip_unreadable,
             cache=cache.images(names) if cache is not None else None,
+            labels=data.manifest.labels,
         )
     return result
 

@@ -12,6 +12,7 @@ Attached = Literal["quasar", "lora", "none"]
 Tune = Literal["auto", "adapter", "full", "head"]
 Precision = Literal["float32", "bfloat16"]
 Schedule = Literal["cosine", "linear", "constant"]
+Loss = Literal["bce", "focal"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +136,26 @@ class OptimSection:
     balance: bool = False
     """Weigh positives of a label by negatives over positives of the training split, at most 20."""
 
+    loss: Loss = "bce"
+    """Binary cross-entropy, or the focal loss, in which labels that are easy weigh less."""
+
+    gamma: float = 2.0
+    """Exponent of the focal loss; 0 is cross-entropy."""
+
+    label_weights: dict[str, float] = field(default_factory=dict)
+    """Factor on the loss of a label, by its name: `{Hernia = 5.0}`; 1 for those not named."""
+
     def __post_init__(self) -> None:
+        if not self.gamma >= 0:
+            raise ConfigError(f"optim.gamma = {self.gamma}: needed 0 or more")
+        if self.loss == "bce" and self.gamma != 2.0:
+            raise ConfigError(
+                f"optim.gamma = {self.gamma} with optim.loss = 'bce': it is the focal loss's; set "
+                "optim.loss=focal"
+            )
+        for name, weight in self.label_weights.items():
+            if not weight > 0:
+                raise ConfigError(f"optim.label_weights.{name} = {weight}: needed more than 0")
         if not self.epochs > 0:
             raise ConfigError(f"optim.epochs = {self.epochs}: needed more than 0")
         for name in ("max_steps", "micro_batch_size"):

@@ -11,10 +11,8 @@ from types import FrameType
 from typing import Any
 
 import torch
-from jaxtyping import Float, Float32
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.nn import functional
 from transformers import (
     PrinterCallback,
     ProgressCallback,
@@ -32,6 +30,7 @@ from medqua.core.model.classifier import MedQuaClassifier
 from medqua.train import distributed
 from medqua.train.data.dataset import Collator, RadiographDataset
 from medqua.train.data.manifest import IGNORED
+from medqua.train.losses import TaskLoss
 from medqua.train.metrics import macro_auroc
 from medqua.train.predict import predict, reset_routers, router_report
 from medqua.train.recipe import Recipe
@@ -43,28 +42,6 @@ COMPLETE = "complete"
 """Empty file that is written last into a checkpoint."""
 
 Log = Callable[[dict[str, float]], None]
-
-
-def masked_bce(
-    logits: Float[Tensor, "batch labels"],
-    targets: Float32[Tensor, "batch labels"],
-    positive_weight: Float32[Tensor, " labels"] | None = None,
-) -> Float32[Tensor, ""]:
-    """Binary cross-entropy, the mean over all labels of a batch that are not ignored.
-
-    Args:
-        logits: `[B, L]`.
-        targets: `[B, L]` of 1, 0 and `IGNORED`.
-        positive_weight: `[L]` factor on the term of positives.
-
-    Returns:
-        A scalar in nats; 0 with a graph when every label is ignored.
-    """
-    known = targets != IGNORED
-    loss = functional.binary_cross_entropy_with_logits(
-        logits.float(), targets.clamp(min=0), pos_weight=positive_weight, reduction="none"
-    )
-    return (loss * known).sum() / known.sum().clamp(min=1)
 
 
 class MedQuaTrainer(Trainer):
@@ -113,7 +90,7 @@ class MedQuaTrainer(Trainer):
         self.write_log = log
         self.stop = StopRequest()
         self.add_callback(_Thresholds(self))
-        self.positive_weight = _positive_weight(train) if recipe.optim.balance else None
+        self.task_loss = TaskLoss.of(recipe.optim, train.labels, train.targets)
 
     def compute_loss(
         self,
@@ -127,8 +104,7 @@ class MedQuaTrainer(Trainer):
         targets, index, readable = (inputs.pop(name) for name in ("labels", "index", "readable"))
         self.unreadable.update(index[~readable].tolist())
         logits = model(**inputs)
-        weight = None if self.positive_weight is None else self.positive_weight.to(logits.device)
-        loss = masked_bce(logits, targets, weight) + regularisation(self.classifier)
+        loss = self.task_loss(logits, targets) + regularisation(self.classifier)
         return (loss, logits) if return_outputs else loss
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
@@ -160,7 +136,7 @@ class MedQuaTrainer(Trainer):
         targets = self.validate.targets.copy()
         targets[list(found.unreadable)] = IGNORED
         auroc = macro_auroc(found.logits, targets)
-        loss = masked_bce(torch.from_numpy(found.logits), torch.from_numpy(targets).float())
+        loss = TaskLoss()(torch.from_numpy(found.logits), torch.from_numpy(targets).float())
         metrics = {
             f"{metric_key_prefix}_macro_auroc": float("nan") if auroc is None else auroc,
             f"{metric_key_prefix}_loss": float(loss),
@@ -385,10 +361,3 @@ def load_trained_state(model: nn.Module, folder: Path) -> None:
             "resume with the recipe that it was made by"
         )
     model.load_state_dict(state, strict=False)
-
-
-def _positive_weight(train: RadiographDataset) -> Float32[Tensor, " labels"]:
-    """Negatives over positives of each label, within 1 and 20."""
-    targets = torch.from_numpy(train.targets)
-    positives, negatives = (targets == 1).sum(0), (targets == 0).sum(0)
-    return (negatives / positives.clamp(min=1)).clamp(1.0, 20.0).float()

@@ -57,6 +57,7 @@ class RadiographDataset(Dataset[Sample]):
         keep: Keep decoded images in memory (see `preload`).
         cache: The same images, decoded already; the store is asked only for those that were
             unreadable then.
+        labels: L names, in the order of the targets' columns, where they matter.
 
     Raises:
         ConfigError: `spec.size` is None.
@@ -75,6 +76,7 @@ class RadiographDataset(Dataset[Sample]):
         skip_unreadable: bool = False,
         keep: bool = False,
         cache: CachedImages | None = None,
+        labels: Sequence[str] = (),
     ) -> None:
         if spec.size is None:
             raise ConfigError("image.size is not given: batches need images of one size")
@@ -84,6 +86,7 @@ class RadiographDataset(Dataset[Sample]):
             raise ShapeError(f"{len(images)} images with {len(cache)} in the cache")
         self.images = list(images)
         self.targets = targets
+        self.labels = tuple(labels) or tuple(str(i) for i in range(targets.shape[1]))
         self.store = store
         self.spec = spec
         self.size = spec.size

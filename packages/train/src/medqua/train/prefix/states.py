@@ -41,6 +41,7 @@ class PrefixDataset(RadiographDataset):
             whole.spec,
             seed=whole.seed,
             skip_unreadable=whole.skip_unreadable,
+            labels=whole.labels,
         )
         self.path = folder / f"{split}.npy"
         try:
