@@ -152,7 +152,7 @@ def main() -> None:
     if not torch.cuda.is_available():
         sys.exit(
             "this measures a GPU, and torch finds none: run it on a machine with a CUDA device, "
-            "with a torch built for CUDA (`hatch run gpu:python benchmarks/bench_triton.py`)"
+            "with a torch built for CUDA (`hatch run gpu:triton`)"
         )
     import triton
 
