@@ -16,8 +16,8 @@ from medqua.core.quantum.noise import NoiseModel
 from medqua.core.quantum.shots import refuse, sample, sample_joint
 
 INITIAL_STD = 0.4
-"""Standard deviation of the initial rotation angles (radian). Against uniform angles it gives larger
-derivatives in circuits of one layer only; `docs/trainability.md` measures it."""
+"""Standard deviation of the initial rotation angles (radian). Against uniform angles it gives
+larger derivatives in circuits of one layer only; `docs/trainability.md` measures it."""
 
 
 class VariationalBottleneck(nn.Module):
