@@ -10,10 +10,10 @@ from medqua.train.arms import find_arm
 from medqua.train.data.manifest import Manifest
 from medqua.train.evidence import gather
 from medqua.train.experiment import ExperimentSection
+from medqua.train.grid import Cell
 from medqua.train.metrics import macro_auroc
 from medqua.train.recipe import load_recipe
 from medqua.train.report import write_report
-from medqua.train.reproduce import Cell
 from medqua.train.statistics.resampling import Resampling
 
 LABELS = ("Mass", "Edema", "Hernia")

@@ -11,9 +11,10 @@ from rich.console import Console
 from medqua.core.errors import ConfigError
 from medqua.train.arms import ARMS
 from medqua.train.experiment import ExperimentSection
+from medqua.train.grid import is_done, plan
 from medqua.train.recipe import load_recipe
 from medqua.train.report import write_report
-from medqua.train.reproduce import is_done, plan, reproduce, run_cell, run_cells
+from medqua.train.reproduce import reproduce, run_cell, run_cells
 
 QUIET = Console(quiet=True)
 RECIPE = "reproduce-radiographs"

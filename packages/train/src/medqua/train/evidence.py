@@ -84,9 +84,8 @@ class ArmResult:
 
     def routing(self, name: str) -> float | None:
         """Mean over seeds and adapted layers of `activation_ratio` or `mean_depth`."""
-        found = [
-            layer[name] for run in self.runs for layer in run["router"].values() if layer.get(name)
-        ]
+        layers = [layer for run in self.runs for layer in run["router"].values()]
+        found = [layer[name] for layer in layers if layer[name] is not None]
         return float(np.mean(found)) if found else None
 
     def cost(self, name: str) -> float:
@@ -179,9 +178,7 @@ def gather(cells: Sequence[tuple[Arm, int, Path]], plan: Resampling) -> Evidence
     drawn, calibrated = {}, {}
     for name, result in arms.items():
         drawn[name] = draw_macro(result.logits, test.targets, patients, plan)
-        calibrated[name] = bootstrap_calibration(
-            result.probabilities, test.targets, patients, plan
-        )
+        calibrated[name] = bootstrap_calibration(result.probabilities, test.targets, patients, plan)
     return Evidence(test, arms, drawn, calibrated, plan)
 
 

@@ -58,7 +58,8 @@ class ExperimentSection:
     @property
     def endpoint(self) -> str:
         """The declared comparison in words, by the arms' names."""
+        seeds = f"mean of {len(self.seeds)} seeds" if len(self.seeds) > 1 else "one seed"
         return (
-            f"test macro AUROC of {self.arm} minus {self.against}, paired over patients, mean of "
-            f"{len(self.seeds)} seeds, {self.confidence:.0%} bootstrap interval"
+            f"test macro AUROC of {self.arm} minus {self.against}, paired over patients, {seeds}, "
+            f"{self.confidence:.0%} bootstrap interval"
         )
