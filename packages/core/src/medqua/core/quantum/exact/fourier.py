@@ -97,7 +97,7 @@ def chunk_size(n_qubits: int, first: int, like: Tensor) -> int:
     """Return how many tokens to work on at a time."""
     numbers = 3**first + n_qubits * 3 ** (n_qubits - first)
     budget: int = CACHE_BYTES if like.device.type == "cpu" else ACCELERATOR_BYTES
-    most = 8192 if like.device.type == "cpu" else 2**20
+    most = 16_384 if like.device.type == "cpu" else 2**20
     tokens = int(budget // (numbers * like.element_size()))
     return max(64, min(tokens // 64 * 64, most))
 
@@ -169,7 +169,8 @@ class _Contract(torch.autograd.Function):
             else:
                 z[:, part] = _slopes(work, partial, part, slopes[..., part])
         ctx.save_for_backward(angles, table, slopes, work.basis)
-        return z.T.contiguous()
+        transposed: Tensor = z.T  # not copied: what follows is most often a matrix product
+        return transposed
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
@@ -195,7 +196,7 @@ class _Contract(torch.autograd.Function):
                 torch.sum(slopes[..., part] * weights[:, part], 1, out=pulled[first:, part])
                 gradient = torch.mm(table.T, outer, out=work.gradient[:, :size])
                 _pull_back(work, gradient, f1, part, pulled[:first, part])
-        return None if pulled is None else pulled.T.contiguous(), grad_table, None
+        return None if pulled is None else pulled.T, grad_table, None
 
 
 def _slopes(work: Chunks, partial: Tensor, part: slice, slopes: Tensor) -> Tensor:
