@@ -1,9 +1,11 @@
-"""How long the manifest of MIMIC-CXR-JPG takes, beside the same joins in pandas.
+"""How long the manifest of MIMIC-CXR-JPG takes, beside the same joins in pandas; and the loader.
 
     hatch run bench:data
 
-Writes the four tables with the published number of rows (377,110 images, 227,827 labelled
-studies, 65,379 patients; values random, shapes and sparsity as published), joins them by
+The loader is measured on real radiographs (`--radiographs`, see `loaders.py`), where there are any.
+
+The manifest: writes the four tables with the published number of rows (377,110 images, 227,827
+labelled studies, 65,379 patients; values random, shapes and sparsity as published), joins them by
 `medqua.train.data.mimic` and by pandas, checks that both give the same table, and times both in
 turn. pandas runs twice: as one writes it first (`read_csv` of whole files), and told which
 columns and types to read. Both, like the manifest, keep frontal views and write their Parquet
@@ -23,6 +25,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
+import loaders
 import numpy as np
 import pandas as pd
 import polars as pl
@@ -33,6 +36,16 @@ IMAGES, STUDIES, LABELLED, PATIENTS = 377_110, 227_835, 227_827, 65_379
 SPLIT_STUDIES = {"test": 3_269, "validate": 1_808}
 VIEWS = {"AP": 0.390, "PA": 0.255, "LATERAL": 0.215, "LL": 0.095, "": 0.042, "LAO": 0.003}
 POSITIVE, NEGATIVE, UNCERTAIN = 0.10, 0.06, 0.03
+PACKAGES = (
+    "polars",
+    "pandas",
+    "numpy",
+    "torch",
+    "pillow",
+    "pydicom",
+    "safetensors",
+    "medqua-train",
+)
 RESULTS = Path(__file__).parent / "results" / "data.json"
 
 
@@ -163,7 +176,13 @@ def seconds(run: Callable[[], object]) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=IMAGES, help="rows of the image tables")
-    parser.add_argument("--repeats", type=int, default=3, help="timings of each, the median counts")
+    parser.add_argument("--repeats", type=int, default=5, help="timings of each, the median counts")
+    parser.add_argument(
+        "--radiographs",
+        type=Path,
+        default=Path(os.environ.get("MEDQUA_TEST_DATA", "../shared/data")),
+        help="folder with cxr/ (JPG, PNG) and dicom/ for the loader",
+    )
     parser.add_argument("--output", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -192,14 +211,19 @@ def main() -> None:
         "best_peer": best,
         "ratio": round(medians[best] / ours, 2),
     }
+    rows = [row]
+    if arguments.radiographs.is_dir():
+        rows += loaders.rows(arguments.radiographs, arguments.repeats)
+    else:
+        print(f"no radiographs at {arguments.radiographs}: the loader is not measured")
     report = {
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
         "versions": {
             "python": platform.python_version(),
-            **{name: version(name) for name in ("polars", "pandas", "numpy", "medqua-train")},
+            **{name: version(name) for name in PACKAGES},
         },
         "date": datetime.now(UTC).date().isoformat(),
-        "rows": [row],
+        "rows": rows,
     }
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     arguments.output.write_text(json.dumps(report, indent=2) + "\n")

@@ -30,6 +30,7 @@ from medqua.train.figures import draw_learning, draw_roc
 from medqua.train.inputs import DataSet, make_splits, open_data_set
 from medqua.train.metrics import Figures, evaluate
 from medqua.train.model import build_model, count_parameters, open_backbone
+from medqua.train.pooling import pool_studies
 from medqua.train.predict import Predictions, predict, reset_routers, router_report
 from medqua.train.prefix.cut import skipping
 from medqua.train.prefix.prepare import prepare
@@ -374,24 +375,42 @@ def _figures(
 ) -> Figures:
     """Metrics of a split, with intervals where they are asked for."""
     evaluation = run.recipe.evaluation
-    targets = _targets(run, split, found)
+    logits, targets = found.logits, _targets(run, split, found)
+    clusters = _clusters(run.data.manifest.split(split))
+    counted: Figures = {"unit": evaluation.unit}
+    if evaluation.unit == "study":
+        studies = _studies(run.data.manifest.split(split))
+        pooled = pool_studies(logits, targets, studies, evaluation.study_pool, found.unreadable)
+        logits, targets = pooled.logits, pooled.targets
+        clusters = [clusters[position] for position in pooled.first]
     bounds = None
     if intervals and evaluation.bootstrap:
         bounds = bootstrap_auroc(
-            found.logits,
+            logits,
             targets,
-            _clusters(run.data.manifest.split(split)),
+            clusters,
             resamples=evaluation.bootstrap,
             confidence=evaluation.confidence,
             seed=run.recipe.run.seed,
         )
     labels = run.data.manifest.labels
-    return evaluate(found.logits, calibration(found.logits), targets, labels, bounds)
+    figures = evaluate(logits, calibration(logits), targets, labels, bounds)
+    if evaluation.unit == "study":
+        counted |= {"images": len(found.logits), "studies": len(logits)}
+    return figures | counted
 
 
 def _clusters(rows: pl.DataFrame) -> list[str]:
     """Whose each image is; images without a patient stand for themselves."""
     return [str(patient or image) for patient, image in rows.select("patient_id", "image").rows()]
+
+
+def _studies(rows: pl.DataFrame) -> list[str]:
+    """The examination of each image; images without one stand for themselves."""
+    return [
+        f"{patient}/{study}" if study else image
+        for patient, study, image in rows.select("patient_id", "study_id", "image").rows()
+    ]
 
 
 def _describe(manifest: Manifest, data: DataSet) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from typing import Literal
 from medqua.core.errors import ConfigError
 from medqua.core.model.classifier import POOLINGS
 from medqua.core.model.tiny import TinyArchitecture
+from medqua.train.pooling import StudyPool
 from medqua.train.typed import at_least
 
 Attached = Literal["quasar", "lora", "none"]
@@ -13,6 +14,7 @@ Tune = Literal["auto", "adapter", "full", "head"]
 Precision = Literal["float32", "bfloat16"]
 Schedule = Literal["cosine", "linear", "constant"]
 Loss = Literal["bce", "focal"]
+Unit = Literal["image", "study"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,6 +199,13 @@ class EvaluationSection:
 
     bootstrap: int = 1000
     """Resamples of patients for intervals; 0 leaves intervals out."""
+
+    unit: Unit = "image"
+    """What figures count: images, or studies, whose images are pooled. The checkpoint is chosen,
+    and temperatures are fitted, by images."""
+
+    study_pool: StudyPool = "mean"
+    """Pooling of the logits of a study's images."""
 
     confidence: float = 0.95
     """Coverage of intervals."""
