@@ -18,7 +18,7 @@ def number(value: float | None, digits: int = 4) -> str:
 
 def signed(value: float | None) -> str:
     """A difference, its sign always told."""
-    return "–" if value is None else f"{value:+.4f}"
+    return "–" if value is None else f"{round(value, 4) + 0.0:+.4f}"  # never -0.0000
 
 
 def span(interval: Interval) -> str:
