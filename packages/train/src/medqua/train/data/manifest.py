@@ -136,16 +136,7 @@ class Manifest:
                 f"{source} lists images more than once, among them {doubled[0]}: keep one row "
                 "for each"
             )
-        crossing = (
-            frame.lazy()
-            .filter(pl.col("patient_id").is_not_null())
-            .group_by("patient_id")
-            .agg(pl.col("split").n_unique().alias("splits"))
-            .filter(pl.col("splits") > 1)
-            .select(pl.len())
-            .collect()
-            .item()
-        )
+        crossing = _patients_in_two_splits(frame)
         if crossing:
             raise DataError(
                 f"{source} has {crossing} patients in more than one split: a model would be tested "
@@ -221,6 +212,16 @@ class Manifest:
         return cls.of(frame, source)
 
 
+def _patients_in_two_splits(frame: pl.DataFrame) -> int:
+    """How many patients are in more than one split; held-out ones are few, so they are sought."""
+    known = frame.lazy().filter(pl.col("patient_id").is_not_null()).select("patient_id", "split")
+    held = known.filter(pl.col("split") != "train").unique().collect()["patient_id"]
+    twice = held.filter(held.is_duplicated())
+    train = known.filter(pl.col("split") == "train").select("patient_id").collect()["patient_id"]
+    also = train.filter(train.is_in(held.unique().implode()))
+    return pl.concat([twice, also]).n_unique()
+
+
 def split_names(names: pl.Series, source: str) -> pl.Series:
     """Official split names of a column that may say `val`, `dev` or `training`.
 
@@ -233,6 +234,8 @@ def split_names(names: pl.Series, source: str) -> pl.Series:
         **dict.fromkeys(("val", "valid", "validation", "dev", "tune"), "validate"),
     }
     found = names.unique().to_list()
+    if set(found) <= set(SPLITS):
+        return names.alias("split")
     unknown = [name for name in found if str(name).strip().lower() not in synonyms]
     if unknown:
         shown = sorted("(blank)" if name is None else repr(name) for name in unknown)[:5]
