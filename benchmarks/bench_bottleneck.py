@@ -52,6 +52,9 @@ CASES = (
 )
 """(qubits, depth, tokens) of our runs."""
 
+LARGEST = {"CUDA-Q qpp-cpu": 8, "TensorCircuit-NG jax": 10}
+"""Most qubits of peers that would take many minutes: for parameter shift, and to compile."""
+
 RUNS = 5
 """Runs that each figure is the median of."""
 
@@ -151,7 +154,7 @@ def measure_peers(n: int, depth: int, most: int, names: list[str]) -> dict[str, 
     rates = {}
     for name in names:
         build, distribution, fewest = PEERS[name]
-        if version(distribution) is None or (name.startswith("CUDA-Q") and n > 8):
+        if version(distribution) is None or n > LARGEST.get(name, n):
             continue
         begin = time.perf_counter()
         peer = build(ansatz)
@@ -332,6 +335,8 @@ def show(console: Console, result: dict) -> None:
     table.add_row("share of the GEMM rate", *("" if s is None else f"{s:.0%}" for s in shares))
     console.print(table)
     console.print("* timed on as many tokens as it does best with in about a second, and scaled")
+    left = ", ".join(f"{name} above {n} qubits" for name, n in LARGEST.items())
+    console.print(f"left out, since it would take many minutes: {left}")
     absent = [name for name, entry in PEERS.items() if result["versions"][entry[1]] is None]
     if absent:
         console.print(f"not installed: {', '.join(absent)}")
