@@ -15,15 +15,11 @@ from safetensors.torch import load_file
 
 from medqua.core.errors import ConfigError, DataError, MedQuaError
 from medqua.core.model.bundle import Bundle
+from medqua.train.checkpoint import RECORD, Checkpoints, load_trained_state
 from medqua.train.model import build_model
 from medqua.train.recipe import Recipe, load_recipe
 from medqua.train.run import train
-from medqua.train.trainer import (
-    COMPLETE,
-    MedQuaTrainer,
-    last_checkpoint,
-    load_trained_state,
-)
+from medqua.train.trainer import MedQuaTrainer
 
 QUIET = Console(quiet=True)
 
@@ -113,10 +109,9 @@ def test_a_stopped_run_resumes_to_the_same_bits(finished, recipe, images, tmp_pa
         with pytest.raises(KeyboardInterrupt):
             train(recipe(images), folder, QUIET)
     assert json.loads((folder / "run.json").read_text())["state"] == "interrupted"
-    stopped = last_checkpoint(folder / "trainer_state")
+    stopped = Checkpoints(folder / "trainer_state").last()
     assert stopped is not None
-    (stopped / COMPLETE).unlink()  # as if it had been cut short: it must not be resumed from
-    (stopped / COMPLETE).touch()
+    assert (stopped / RECORD).is_file()
     train(recipe(images), folder, QUIET, resume=True)
     expected = load_file(finished / "bundle" / "head.safetensors")
     for name, value in load_file(folder / "bundle" / "head.safetensors").items():
@@ -126,14 +121,6 @@ def test_a_stopped_run_resumes_to_the_same_bits(finished, recipe, images, tmp_pa
         assert value.equal(load_file(finished / adapter)[name]), name
     both = [pl.read_parquet(path / "predictions.parquet") for path in (finished, folder)]
     assert both[0].equals(both[1])
-
-
-def test_an_incomplete_checkpoint_is_removed(tmp_path):
-    for step in (5, 10):
-        (tmp_path / f"checkpoint-{step}").mkdir()
-    (tmp_path / "checkpoint-5" / COMPLETE).touch()
-    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-5"
-    assert not (tmp_path / "checkpoint-10").exists()
 
 
 def test_unreadable_images_are_counted_and_listed(recipe, images, tmp_path):
@@ -155,7 +142,7 @@ def test_unreadable_images_are_counted_and_listed(recipe, images, tmp_path):
 
 
 def test_a_checkpoint_of_another_model_is_refused(finished, recipe, images):
-    checkpoint = last_checkpoint(finished / "trainer_state")
+    checkpoint = Checkpoints(finished / "trainer_state").last()
     assert checkpoint is not None
     other, _ = build_model(recipe(images, "backbone.tiny.mlp=64"), 2)
     with pytest.raises(DataError, match="of another model"):
@@ -205,5 +192,5 @@ def test_a_signal_leaves_a_checkpoint_and_a_true_record(small, images, tmp_path)
         process.stdout.read()
         assert process.wait(timeout=120) == 130
     assert json.loads((folder / "run.json").read_text())["state"] == "interrupted"
-    assert last_checkpoint(folder / "trainer_state") is not None
+    assert Checkpoints(folder / "trainer_state").last() is not None
     assert not (folder / "metrics.json").exists()

@@ -322,7 +322,7 @@ def _train(
         raise ConfigError(f"{own} is a recipe of data.kind = {kind!r}: use the verb {kind}")
     if resume and output is None:
         raise ConfigError("--resume needs --output: the run folder to go on with")
-    distributed.start(recipe.run.threads)
+    distributed.start(recipe.run.threads, recipe.run.timeout)
     console = Console(stderr=as_json)
     try:
         folder = new_folder(output, f"{recipe.name}-{arm}" if arm else recipe.name)

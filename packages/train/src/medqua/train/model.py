@@ -54,6 +54,7 @@ def open_backbone(recipe: Recipe) -> Backbone:
         dtype=DTYPES[section.dtype],
         seed=recipe.run.seed,
         architecture=section.tiny if section.source == TINY else None,
+        quantize=section.quantize,
     )
 
 

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Subset
 from medqua.core.adapter import QuasarLayer, diagnostics, reset_diagnostics
 from medqua.train import distributed
 from medqua.train.data.dataset import Collator, RadiographDataset, Sample
+from medqua.train.sharding import is_sharded
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Predictions:
     and the forward pass."""
 
 
-@torch.inference_mode()
+@torch.no_grad()  # inference mode would leave tensors that FSDP cannot use in training
 def predict(
     model: nn.Module,
     dataset: RadiographDataset,
@@ -62,6 +63,9 @@ def predict(
     loader: DataLoader[Sample] = DataLoader(
         Subset(dataset, mine), batch_size=batch_size, collate_fn=collator, num_workers=workers
     )
+    # a sharded model gathers its parts in each forward: all processes need as many of them
+    fewest = -(-len(dataset) // distributed.world_size())
+    spare = -(-fewest // batch_size) - len(loader) if is_sharded(model) else 0
     was_training = model.training
     model.eval()
     found: list[npt.NDArray[np.float64]] = []
@@ -75,6 +79,11 @@ def predict(
             found.append(logits.double().cpu().numpy())
             bad += index[~readable].tolist()
             advance(len(index) * distributed.world_size())
+        for _ in range(spare):
+            batch = collator([dataset[0]])
+            for name in ("index", "readable", "labels"):
+                batch.pop(name)
+            model(**{name: value.to(device) for name, value in batch.items()})
     finally:
         model.train(was_training)
     elapsed = time.perf_counter() - started

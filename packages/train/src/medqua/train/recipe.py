@@ -84,6 +84,12 @@ class Recipe:
                     f"{tiny.decoder_layers}"
                 )
         self._check_arm()
+        if self.run.parallel == "fsdp" and (self.backbone.quantize != "none" or self.run.prefix):
+            what = "run.prefix" if self.run.prefix else "backbone.quantize"
+            raise ConfigError(
+                f"run.parallel = 'fsdp' with {what}: a model in parts is neither cut nor in 4 "
+                "bits; choose run.parallel=ddp, which such a frozen backbone fits"
+            )
 
     def _check_arm(self) -> None:
         """Refuse sections that contradict each other about what is attached and trained."""

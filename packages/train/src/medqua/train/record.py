@@ -75,6 +75,62 @@ def check_same_recipe(folder: Path, recipe: Recipe) -> None:
         )
 
 
+def check_same_data(record: Mapping[str, Any], fingerprint: str) -> None:
+    """Refuse to resume a run on other data than it began with.
+
+    Args:
+        record: What `run.json` holds.
+        fingerprint: Of the manifest as it is now.
+
+    Raises:
+        DataError: Images, patients, splits or labels have changed since.
+    """
+    before = record.get("data_hash")
+    if before is not None and before != fingerprint:
+        raise DataError(
+            f"the data has changed since this run began: its manifest was {before[:12]}, is "
+            f"{fingerprint[:12]} (images, patients, splits or labels); restore data.root as it "
+            "was, or start a new run with another --output"
+        )
+
+
+class RunState:
+    """`run.json`, kept true while the run goes on.
+
+    Args:
+        folder: The run folder.
+        record: What it says so far.
+    """
+
+    def __init__(self, folder: Path, record: dict[str, Any]) -> None:
+        self.path = folder / "run.json"
+        self.record = record
+
+    def add(self, **values: Any) -> None:
+        """Say more, from the next `write` on."""
+        self.record |= values
+
+    def write(self, state: str) -> None:
+        """Say how the run stands; rank 0 alone writes."""
+        if distributed.is_main():
+            self.record["state"] = state
+            self.record.pop("error", None)
+            write_json(self.path, self.record)
+
+    def failed(self, error: BaseException) -> None:
+        """Say that the run failed and on which rank; any rank may, since rank 0 may be dead."""
+        record = self.record
+        if not distributed.is_main():
+            try:
+                record = read_json(self.path)
+            except DataError:
+                return
+            if record.get("state") != "running":
+                return
+        kind, rank = type(error).__name__, distributed.rank()
+        write_json(self.path, {**record, "state": "failed", "error": f"{kind} on rank {rank}"})
+
+
 def describe_run(recipe: Recipe, device: torch.device) -> dict[str, Any]:
     """What `run.json` says from the start."""
     return {

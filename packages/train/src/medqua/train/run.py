@@ -23,6 +23,7 @@ from medqua.core.model.backbone import Backbone
 from medqua.core.model.bundle import Bundle
 from medqua.core.model.classifier import MedQuaClassifier
 from medqua.train import distributed
+from medqua.train.checkpoint import put_trained_state, trained_state
 from medqua.train.data.dataset import Collator, RadiographDataset
 from medqua.train.data.manifest import IGNORED, Manifest
 from medqua.train.display import log_line, progress
@@ -36,6 +37,8 @@ from medqua.train.prefix.cut import skipping
 from medqua.train.prefix.prepare import prepare
 from medqua.train.recipe import Recipe
 from medqua.train.record import (
+    RunState,
+    check_same_data,
     check_same_recipe,
     describe_run,
     peak_memory_mib,
@@ -43,8 +46,9 @@ from medqua.train.record import (
     read_json,
     write_json,
 )
+from medqua.train.sharding import is_sharded, shard
 from medqua.train.statistics.bootstrap import bootstrap_auroc
-from medqua.train.trainer import MedQuaTrainer, last_checkpoint
+from medqua.train.trainer import MedQuaTrainer
 from medqua.train.typed import as_plain
 from medqua.train.zero_shot import UNTAUGHT, ZeroShotClassifier
 
@@ -107,7 +111,8 @@ def train(recipe: Recipe, folder: Path, console: Console, *, resume: bool = Fals
         recipe: What to do.
         folder: The run folder.
         console: Where to speak.
-        resume: Go on from the last checkpoint in the folder.
+        resume: Go on from the last checkpoint in the folder; so does a run that a launcher
+            started again.
 
     Returns:
         What `metrics.json` holds.
@@ -116,10 +121,11 @@ def train(recipe: Recipe, folder: Path, console: Console, *, resume: bool = Fals
         MedQuaError: The data, the recipe or the folder do not do; see the message.
         KeyboardInterrupt: Stopped by Ctrl-C or SIGTERM, after a checkpoint was written.
     """
-    distributed.start(recipe.run.threads)
+    distributed.start(recipe.run.threads, recipe.run.timeout)
     if not distributed.is_main():
         console = Console(quiet=True)
     set_seed(recipe.run.seed)
+    resume = resume or (distributed.restarted() and (folder / "run.json").is_file())
     if resume:
         check_same_recipe(folder, recipe)
     with distributed.main_first() as main:
@@ -127,32 +133,42 @@ def train(recipe: Recipe, folder: Path, console: Console, *, resume: bool = Fals
             prepare_folder(folder, resume=resume)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     record = read_json(folder / "run.json") if resume else describe_run(recipe, device)
-    state = _State(folder, record)
+    if resume:
+        record.setdefault("resumed", []).append(describe_run(recipe, device)["started"])
+    state = RunState(folder, record)
     state.write("running")
     try:
         metrics = _train(recipe, folder, console, state, resume=resume)
     except KeyboardInterrupt:
         state.write("interrupted")
         raise
-    except BaseException:
-        state.write("failed")
+    except BaseException as error:
+        state.failed(error)
+        lost = distributed.lost_peer(error)
+        if lost is not None:
+            raise lost from error
         raise
     state.write("complete")
     return metrics
 
 
 def _train(
-    recipe: Recipe, folder: Path, console: Console, state: "_State", *, resume: bool
+    recipe: Recipe, folder: Path, console: Console, state: RunState, *, resume: bool
 ) -> Figures:
     """The stages, one after the other."""
     say = partial(console.print, highlight=False)
     data = open_data_set(recipe.data, say)
     splits = make_splits(recipe, data, partial(progress, console))
+    if resume:
+        check_same_data(state.record, data.manifest.fingerprint)
     state.add(data=_describe(data.manifest, data), data_hash=data.manifest.fingerprint)
     say(f"{data.manifest.source}: " + ", ".join(f"{k} {len(v):,}" for k, v in splits.items()))
     classifier, backbone = _model(recipe, data.manifest.labels)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    classifier.to(device)
+    if recipe.run.parallel == "fsdp" and isinstance(classifier, MedQuaClassifier):
+        shard(classifier, device)
+    else:
+        classifier.to(device)
     collator = Collator(backbone.processor, recipe.backbone.prompt)
     run = Run(recipe, folder, console, data, splits, classifier, backbone, collator)
     trainable, total = count_parameters(classifier)
@@ -170,7 +186,7 @@ def _train(
     if recipe.evaluation.untrained and not run.zero_shot:
         untrained = _untrained(run)
         say(f"untrained: test macro AUROC {_shown(untrained['macro_auroc'])}")
-    history, seconds, skipped = _fit(run, resume=resume)
+    history, seconds, skipped = _fit(run, state, resume=resume)
     validated = run.predict("validate", "Validation")
     reset_routers(classifier)
     tested = run.predict("test", "Test")
@@ -193,6 +209,7 @@ def _train(
         "steps": max((int(line["step"]) for line in history), default=0),
         "data": {**_describe(data.manifest, data), "skipped": len(data.absent) + len(skipped)},
     }
+    served = _gathered(run)
     if distributed.is_main():
         write_json(folder / "metrics.json", metrics)
         _write_predictions(run, {"validate": validated, "test": tested}, calibration)
@@ -202,7 +219,7 @@ def _train(
         if run.zero_shot:
             say(f"Nothing was trained, so there is no bundle; everything of the run is in {folder}")
         else:
-            bundle = make_bundle(run, calibration).save(folder / "bundle", overwrite=True)
+            bundle = make_bundle(served, calibration).save(folder / "bundle", overwrite=True)
             say(f"The model is in {bundle}, everything of the run in {folder}")
     distributed.gather(None)
     return metrics
@@ -232,22 +249,6 @@ def make_bundle(run: Run, calibration: Calibration) -> Bundle:
             "Not stated: treat the weights as bound by the terms of the training data.",
         ),
     )
-
-
-class _State:
-    """`run.json`, kept true while the run goes on."""
-
-    def __init__(self, folder: Path, record: dict[str, Any]) -> None:
-        self.path = folder / "run.json"
-        self.record = record
-
-    def add(self, **values: Any) -> None:
-        self.record |= values
-
-    def write(self, state: str) -> None:
-        if distributed.is_main():
-            self.record["state"] = state
-            write_json(self.path, self.record)
 
 
 def _preload(splits: Mapping[str, RadiographDataset], console: Console) -> None:
@@ -306,7 +307,9 @@ def _untrained(run: Run) -> Figures:
     return _figures(run, "test", found, identity, intervals=False)
 
 
-def _fit(run: Run, *, resume: bool) -> tuple[list[dict[str, Any]], float, list[str]]:
+def _fit(
+    run: Run, state: RunState, *, resume: bool
+) -> tuple[list[dict[str, Any]], float, list[str]]:
     """Train; the log, seconds, and names of training images that could not be read."""
     recipe, folder = run.recipe, run.folder
     if isinstance(run.classifier, ZeroShotClassifier):
@@ -328,8 +331,10 @@ def _fit(run: Run, *, resume: bool) -> tuple[list[dict[str, Any]], float, list[s
         run.collator,
         folder / "trainer_state",
         log,
+        partial(run.console.print, highlight=False),
+        lambda: state.failed(TimeoutError("stopped while waiting for another process")),
     )
-    checkpoint = last_checkpoint(folder / "trainer_state") if resume else None
+    checkpoint = trainer.checkpoints.last() if resume else None
     if checkpoint is not None:
         run.console.print(f"Resuming from {checkpoint.name}", highlight=False)
     started = time.perf_counter()
@@ -346,6 +351,18 @@ def _fit(run: Run, *, resume: bool) -> tuple[list[dict[str, Any]], float, list[s
     for part in distributed.gather(sorted(trainer.unreadable)):
         skipped |= {run.splits["train"].images[index] for index in part}
     return trainer.state.log_history, time.perf_counter() - started, sorted(skipped)
+
+
+def _gathered(run: Run) -> Run:
+    """The run with its model whole on rank 0, where it was sharded."""
+    if not isinstance(run.classifier, MedQuaClassifier) or not is_sharded(run.classifier):
+        return run
+    state = trained_state(run.classifier)
+    if not distributed.is_main():
+        return run
+    classifier, backbone = build_model(run.recipe, len(run.data.manifest.labels))
+    put_trained_state(classifier, state, "the sharded model")
+    return replace(run, classifier=classifier, backbone=backbone)
 
 
 def _to_tensorboard(writer: SummaryWriter, line: Mapping[str, float]) -> None:

@@ -15,6 +15,8 @@ Precision = Literal["float32", "bfloat16"]
 Schedule = Literal["cosine", "linear", "constant"]
 Loss = Literal["bce", "focal"]
 Unit = Literal["image", "study"]
+Parallel = Literal["ddp", "fsdp"]
+Quantize = Literal["none", "nf4"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +31,10 @@ class BackboneSection:
 
     dtype: Precision = "float32"
     """Type of its weights; the adapter and the head are float32 always."""
+
+    quantize: Quantize = "none"
+    """`nf4` keeps the matrices of a frozen backbone in 4 bits (QLoRA), a quarter of bfloat16;
+    needs `medqua-train[qlora]`."""
 
     adapter: Attached = "quasar"
     """What is attached to its decoder: the adapter of `[adapter]`, with LoRA beside it where
@@ -52,6 +58,12 @@ class BackboneSection:
             raise ConfigError(
                 "backbone.tune = 'adapter' with backbone.adapter = 'none': there is none to train; "
                 "choose full or head, or an adapter"
+            )
+
+        if self.quantize != "none" and self.tuned == "full":
+            raise ConfigError(
+                f"backbone.quantize = {self.quantize!r} with backbone.tune = {self.tune!r}: "
+                "weights in 4 bits cannot be trained; choose adapter or head"
             )
 
     @property
@@ -235,6 +247,16 @@ class RunSection:
     log_every: int = 10
     """Optimiser steps between lines of the log."""
 
+    parallel: Parallel = "ddp"
+    """How several processes hold the model: each all of it (`ddp`), or each a part (`fsdp`), for a
+    backbone too large for one device."""
+
+    checkpoint_every: int = 0
+    """Optimiser steps between checkpoints, beside those of evaluations; 0 is those alone."""
+
+    timeout: float = 1800.0
+    """Seconds after which waiting for another process is an error."""
+
     tensorboard: bool = True
     """Write TensorBoard logs into the run folder."""
 
@@ -246,3 +268,6 @@ class RunSection:
         at_least("run.seed", self.seed, 0)
         at_least("run.threads", self.threads, 0)
         at_least("run.log_every", self.log_every, 1)
+        at_least("run.checkpoint_every", self.checkpoint_every, 0)
+        if not self.timeout > 0:
+            raise ConfigError(f"run.timeout = {self.timeout}: needed more than 0 seconds")

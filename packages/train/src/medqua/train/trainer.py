@@ -1,18 +1,17 @@
-"""transformers.Trainer with the paper's objective, thresholds, and checkpoints that are whole."""
+"""transformers.Trainer with the paper's objective over the global batch, and its thresholds."""
 
+import json
 import math
-import re
-import shutil
-import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+import torch.distributed as dist
+from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from transformers import (
     PrinterCallback,
     ProgressCallback,
@@ -21,25 +20,33 @@ from transformers import (
     TrainerControl,
     TrainerState,
     TrainingArguments,
+    set_seed,
 )
-from transformers.utils import logging as transformers_logging
 
-from medqua.core.adapter import regularisation, update_thresholds
-from medqua.core.errors import ConfigError, DataError, MedQuaError
+from medqua.core.adapter import regularisation, share_batch, update_thresholds
+from medqua.core.errors import MedQuaError
 from medqua.core.model.classifier import MedQuaClassifier
+from medqua.core.quantum.bottleneck import VariationalBottleneck
 from medqua.train import distributed
-from medqua.train.data.dataset import Collator, RadiographDataset
+from medqua.train.arguments import micro_batch_size, parameter_groups, training_arguments
+from medqua.train.checkpoint import WEIGHTS, Checkpoints, load_trained_state, trained_state
+from medqua.train.data.dataset import Collator, RadiographDataset, Sample
 from medqua.train.data.manifest import IGNORED
 from medqua.train.losses import TaskLoss
 from medqua.train.metrics import macro_auroc
+from medqua.train.order import EpochOrder
 from medqua.train.predict import predict, reset_routers, router_report
 from medqua.train.recipe import Recipe
+from medqua.train.sharding import (
+    is_sharded,
+    load_optimizer_state,
+    whole_optimizer_state,
+    without_reduction,
+)
+from medqua.train.stop import StopRequest
 
-WEIGHTS = "model.safetensors"
-"""Trained weights and buffers of a checkpoint; frozen ones are the backbone's."""
-
-COMPLETE = "complete"
-"""Empty file that is written last into a checkpoint."""
+SHOTS = "shots.json"
+"""How many times each circuit with seeded shots has been called."""
 
 Log = Callable[[dict[str, float]], None]
 
@@ -48,16 +55,20 @@ class MedQuaTrainer(Trainer):
     """Trains a `MedQuaClassifier` by a recipe.
 
     Task loss plus Eq. 11 from the adapter; thresholds move by Eq. 6 after each optimiser step;
-    evaluation sees each validation image once, whatever the number of processes.
+    evaluation sees each validation image once, whatever the number of processes. A step is a
+    function of its global batch: the number of processes that share it changes nothing but
+    rounding.
 
     Args:
-        model: The classifier.
+        model: The classifier, sharded or not.
         recipe: The run.
         train: Training split.
         validate: Validation split.
         collator: Samples to batches.
         folder: Where checkpoints go.
         log: Called on rank 0 with every line of the log.
+        say: Called on rank 0 with what a person should know.
+        stuck: Called if a signal asks to stop and no step ends (see `StopRequest`).
 
     Raises:
         ConfigError: A batch that the processes cannot share.
@@ -72,6 +83,8 @@ class MedQuaTrainer(Trainer):
         collator: Collator,
         folder: Path,
         log: Log = lambda _: None,
+        say: Callable[[str], None] = lambda _: None,
+        stuck: Callable[[], None] = lambda: None,
     ) -> None:
         super().__init__(
             model=model,
@@ -84,13 +97,45 @@ class MedQuaTrainer(Trainer):
             self.remove_callback(unwanted)
         self.recipe = recipe
         self.classifier = model
+        self.images = train
         self.validate = validate
         self.batches = collator
         self.unreadable: set[int] = set()
         self.write_log = log
-        self.stop = StopRequest()
-        self.add_callback(_Thresholds(self))
+        self.checkpoints = Checkpoints(folder, say)
+        self.stop = StopRequest(stuck)
+        self.order = EpochOrder(
+            len(train),
+            recipe.optim.batch_size,
+            micro_batch_size(recipe),
+            recipe.run.seed,
+            distributed.rank(),
+            distributed.world_size(),
+        )
+        self.model_accepts_loss_kwargs = True  # compute_loss divides by the whole batch itself
+        self.add_callback(_Steps(self))
         self.task_loss = TaskLoss.of(recipe.optim, train.labels, train.targets)
+        share_batch(model)
+        # sharded by `medqua.train.sharding`: it places and reduces itself, DDP keeps off
+        self.is_distributed_loading_by_transformers = is_sharded(model)
+
+    def get_train_dataloader(self) -> DataLoader[Sample]:
+        """This process's part of every global batch."""
+        return DataLoader(
+            self.images,
+            batch_sampler=self.order,
+            collate_fn=self.batches,
+            num_workers=self.recipe.data.workers,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor:
+        """Known labels of an optimiser step, over its micro-batches and all processes."""
+        known = sum((batch["labels"] != IGNORED).sum() for batch in batch_samples)
+        total = torch.as_tensor(known, dtype=torch.float64, device=device)
+        if distributed.world_size() > 1:
+            dist.all_reduce(total)
+        return total.clamp(min=1).float()
 
     def compute_loss(
         self,
@@ -99,12 +144,19 @@ class MedQuaTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """Task loss plus the adapter's regularisation (Eq. 11)."""
+        """This micro-batch's part of the task loss and of the regularisation (Eq. 11).
+
+        Summed over micro-batches and averaged over processes, as DDP and the log do, parts give
+        the loss of the global batch.
+        """
         inputs = dict(inputs)
         targets, index, readable = (inputs.pop(name) for name in ("labels", "index", "readable"))
         self.unreadable.update(index[~readable].tolist())
         logits = model(**inputs)
-        loss = self.task_loss(logits, targets) + regularisation(self.classifier)
+        task = self.task_loss(logits, targets, num_items_in_batch)
+        if num_items_in_batch is not None:
+            task = task * distributed.world_size()
+        loss = task + regularisation(self.classifier) / self.current_gradient_accumulation_steps
         return (loss, logits) if return_outputs else loss
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
@@ -115,6 +167,17 @@ class MedQuaTrainer(Trainer):
                 parameter_groups(self.classifier, self.recipe), betas=(optim.beta1, optim.beta2)
             )
         return self.optimizer
+
+    def _clip_grad_norm(self, model: nn.Module) -> Tensor:
+        """Clip, and refuse a step that would make weights NaN; equal on all processes."""
+        norm: Tensor = super()._clip_grad_norm(model)  # type: ignore[no-untyped-call]
+        if not math.isfinite(norm.item()):
+            raise MedQuaError(
+                f"the loss or its gradient is {norm.item()} at step {self.state.global_step + 1}, "
+                "which was not taken: lower the learning rates under optim, or "
+                "optim.max_grad_norm, in a new run; checkpoints before it are whole"
+            )
+        return norm
 
     def evaluate(
         self,
@@ -151,11 +214,6 @@ class MedQuaTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the routers' state to each line of the training log, and hand it on."""
         if "loss" in logs:
-            if not math.isfinite(logs["loss"]):
-                raise MedQuaError(
-                    f"the loss is {logs['loss']} at step {self.state.global_step}: lower the "
-                    "learning rates under optim, or optim.max_grad_norm, and resume"
-                )
             for layer, values in router_report(self.classifier).items():
                 for name, value in values.items():
                     if value is not None:
@@ -165,199 +223,134 @@ class MedQuaTrainer(Trainer):
         if distributed.is_main():
             self.write_log({**self.state.log_history[-1]})
 
-    def _save(
-        self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None
-    ) -> None:
-        """Write what is trained, and every buffer, as safetensors."""
-        if not self.args.should_save:
-            return
-        folder = Path(output_dir or str(self.args.output_dir))
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file(_trained_state(self.classifier), folder / WEIGHTS)
-
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Write a checkpoint, then the file that says it is whole."""
-        super()._save_checkpoint(model, trial)
-        distributed.gather(None)  # every rank has written its random state
-        if self.args.should_save:
-            folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
-            (folder / COMPLETE).touch()
+        """Write everything that a resumed run needs to go on bit for bit."""
+        step = self.state.global_step
+        weights = trained_state(self.classifier)
+        optimizer, schedule = self._optimizer_state(), self._schedule.state_dict()
+        if self.state.best_global_step:
+            best = self.checkpoints.path(self.state.best_global_step)
+            self.state.best_model_checkpoint = str(best)
+        with self.checkpoints.writing(step) as folder:
+            self._save_rng_state(str(folder))
+            if self.args.should_save:
+                save_file(weights, folder / WEIGHTS)
+                torch.save(optimizer, folder / "optimizer.pt")
+                torch.save(schedule, folder / "scheduler.pt")
+                (folder / SHOTS).write_text(json.dumps(self._shots()), "utf-8")
+                controls: Any = self.state.stateful_callbacks
+                controls["TrainerControl"] = self.control.state()
+                self.state.save_to_json(str(folder / "trainer_state.json"))
+        self.checkpoints.remove_old(self.state.best_global_step)
 
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: nn.Module | None = None
     ) -> None:
-        load_trained_state(self.classifier, Path(resume_from_checkpoint))
+        folder = Path(resume_from_checkpoint)
+        load_trained_state(self.classifier, folder)
+        calls = json.loads((folder / SHOTS).read_text("utf-8"))
+        for name, module in self._circuits():
+            module.calls = calls.get(name, 0)
 
     def _load_best_model(self) -> None:
-        if self.state.best_model_checkpoint is not None:
-            load_trained_state(self.classifier, Path(self.state.best_model_checkpoint))
+        step = self.state.best_global_step
+        if step and self.checkpoints.is_whole(step):
+            load_trained_state(self.classifier, self.checkpoints.path(step))
+        elif step:
+            raise MedQuaError(
+                f"the best checkpoint, of step {step}, is damaged: remove "
+                f"{self.checkpoints.path(step)} and go on with --resume, which then chooses the "
+                "best of those that are left"
+            )
 
+    def _optimizer_state(self) -> dict[str, Any]:
+        """Moments of all trained parameters, whole; all processes take part if it is sharded."""
+        optimizer = _bare(self.optimizer)
+        if is_sharded(self.classifier):
+            return whole_optimizer_state(self.classifier, optimizer)
+        state: dict[str, Any] = optimizer.state_dict()
+        return state
 
-class StopRequest:
-    """A wish to stop after the current optimiser step, with a checkpoint."""
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None:
+            return
+        if is_sharded(self.classifier):
+            state = torch.load(Path(checkpoint) / "optimizer.pt", map_location="cpu")
+            load_optimizer_state(self.classifier, _bare(self.optimizer), state)
+            self._schedule.load_state_dict(torch.load(Path(checkpoint) / "scheduler.pt"))
+        else:
+            super()._load_optimizer_and_scheduler(checkpoint)
 
-    def __init__(self) -> None:
-        self.wanted = False
+    @property
+    def _schedule(self) -> torch.optim.lr_scheduler.LambdaLR:
+        if self.lr_scheduler is None:
+            raise MedQuaError("there is no schedule before training")
+        return self.lr_scheduler
+
+    def _circuits(self) -> Iterator[tuple[str, VariationalBottleneck]]:
+        for name, module in self.classifier.named_modules():
+            if isinstance(module, VariationalBottleneck) and module.seed is not None:
+                yield name, module
+
+    def _shots(self) -> dict[str, int]:
+        return {name: module.calls for name, module in self._circuits()}
+
+    def _sync_replicated_trainable_parameters(self, model: nn.Module) -> None:
+        """Nothing: `shard` has seen to the parameters that are not in parts."""
 
     @contextmanager
-    def on_signals(self) -> Iterator[None]:
-        """Let Ctrl-C and SIGTERM ask to stop; a second Ctrl-C stops at once."""
-        previous = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
-
-        def ask(number: int, frame: FrameType | None) -> None:
-            if self.wanted and number == signal.SIGINT and distributed.world_size() == 1:
-                raise KeyboardInterrupt
-            self.wanted = True
-
-        for number in previous:
-            signal.signal(number, ask)
-        try:
+    def _defer_fsdp_gradient_reduction(self) -> Iterator[None]:
+        with without_reduction(self.classifier):
             yield
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
 
 
-class _Thresholds(TrainerCallback):
-    """Eq. 6 after each optimiser step; stops together with the other processes."""
+class _Steps(TrainerCallback):
+    """What happens around each step, equal on every process."""
 
     def __init__(self, trainer: MedQuaTrainer) -> None:
         self.trainer = trainer
 
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Draw apart from the other processes; forget a best checkpoint that is gone."""
+        if distributed.rank():
+            set_seed(self.trainer.recipe.run.seed + 1_000_003 * distributed.rank())
+        best = state.best_global_step
+        if best and self.trainer.checkpoints.is_whole(best):
+            state.best_model_checkpoint = str(self.trainer.checkpoints.path(best))
+        elif best:
+            state.best_global_step = state.best_metric = state.best_model_checkpoint = None
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Tell order and augmentation the epoch, also where a run resumes within one."""
+        epoch = state.global_step // self.trainer.order.steps
+        self.trainer.order.set_epoch(epoch)
+        self.trainer.images.set_epoch(epoch)
+
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
+        """Eq. 6."""
         update_thresholds(self.trainer.classifier)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> TrainerControl:
+        """Save where the recipe wants it, and stop together."""
+        self.trainer.stop.heard()
+        every = self.trainer.recipe.run.checkpoint_every
+        if every and state.global_step % every == 0:
+            control.should_save = True
         if distributed.any_rank(self.trainer.stop.wanted, args.device):
             self.trainer.stop.wanted = True
             control.should_training_stop = control.should_save = True
         return control
 
 
-def training_arguments(recipe: Recipe, n_images: int, folder: Path) -> TrainingArguments:
-    """Translate a recipe for transformers.
-
-    Raises:
-        ConfigError: A batch that the processes cannot share.
-    """
-    optim, evaluation = recipe.optim, recipe.evaluation
-    processes = distributed.world_size()
-    micro = optim.micro_batch_size or max(1, optim.batch_size // processes)
-    if optim.batch_size % (micro * processes):
-        raise ConfigError(
-            f"optim.batch_size = {optim.batch_size} cannot be shared by {processes} processes with "
-            f"{micro} images each: needed a multiple of {micro * processes}"
-        )
-    steps_an_epoch = max(1, math.ceil(n_images / optim.batch_size))
-    every = max(1, round(evaluation.every * steps_an_epoch))
-    total = optim.max_steps or math.ceil(optim.epochs * steps_an_epoch)
-    transformers_logging.set_verbosity_warning()  # type: ignore[no-untyped-call]
-    return TrainingArguments(
-        output_dir=str(folder),
-        per_device_train_batch_size=micro,
-        gradient_accumulation_steps=optim.batch_size // (micro * processes),
-        num_train_epochs=optim.epochs,
-        max_steps=total,
-        max_grad_norm=optim.max_grad_norm,
-        lr_scheduler_type={"constant": "constant_with_warmup"}.get(optim.schedule, optim.schedule),
-        warmup_steps=math.ceil(optim.warmup * total),
-        eval_strategy="steps",
-        eval_steps=min(every, total),
-        save_strategy="steps",
-        save_steps=min(every, total),
-        save_total_limit=2,
-        load_best_model_at_end=evaluation.choose_best,
-        metric_for_best_model="macro_auroc",
-        greater_is_better=True,
-        logging_steps=recipe.run.log_every,
-        logging_nan_inf_filter=False,
-        seed=recipe.run.seed,
-        dataloader_num_workers=recipe.data.workers,
-        dataloader_pin_memory=torch.cuda.is_available(),
-        use_cpu=not torch.cuda.is_available(),
-        remove_unused_columns=False,
-        label_names=["labels"],
-        ddp_find_unused_parameters=False,
-        ddp_broadcast_buffers=False,
-        report_to="none",
-        disable_tqdm=True,
-    )
-
-
-def parameter_groups(model: MedQuaClassifier, recipe: Recipe) -> list[dict[str, Any]]:
-    """Parts of the model with learning rates of their own; only matrices decay."""
-    optim = recipe.optim
-    rates = {"backbone": optim.backbone, "adapter": optim.adapter, "head": optim.head}
-    # controls in the circuit's place are trained as it is: same rate, no decay
-    inside = re.compile(r"\.quasar_block\..*\.bottleneck\.")
-    angles = {id(p) for name, p in model.named_parameters() if inside.search(name)}
-    groups: list[dict[str, Any]] = []
-    for part, parameters in model.parameter_groups().items():
-        theta = [p for p in parameters if id(p) in angles]
-        matrices = [p for p in parameters if id(p) not in angles and p.dim() > 1]
-        others = [p for p in parameters if id(p) not in angles and p.dim() <= 1]
-        for members, rate, decay in (
-            (matrices, rates[part], optim.weight_decay),
-            (others, rates[part], 0.0),
-            (theta, optim.theta, 0.0),
-        ):
-            if members:
-                groups.append({"params": members, "lr": rate, "weight_decay": decay})
-    return groups
-
-
-def last_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint that is whole; those that are not are removed.
-
-    Args:
-        folder: `trainer_state` of a run.
-    """
-    whole: list[tuple[int, Path]] = []
-    for path in folder.glob("checkpoint-*"):
-        if (path / COMPLETE).is_file():
-            whole.append((int(path.name.rpartition("-")[2]), path))
-        elif distributed.is_main():
-            shutil.rmtree(path, ignore_errors=True)
-    return max(whole)[1] if whole else None
-
-
-def _trained_state(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters that are trained, and all persistent buffers, on the CPU."""
-    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-    buffers = {name: b for name, b in model.state_dict().items() if name not in parameters}
-    return {
-        name: tensor.detach().cpu().contiguous().clone()
-        for name, tensor in {**trained, **buffers}.items()
-    }
-
-
-def load_trained_state(model: nn.Module, folder: Path) -> None:
-    """Load the weights of a checkpoint into the model that it was made from.
-
-    Args:
-        model: The classifier.
-        folder: A checkpoint.
-
-    Raises:
-        DataError: The checkpoint is of another model or recipe.
-    """
-    path = folder / WEIGHTS
-    if not path.is_file():
-        raise DataError(f"no {WEIGHTS} in {folder}: it is no checkpoint of MedQua")
-    state, needed = load_file(path), _trained_state(model)
-    wrong = sorted(
-        name
-        for name in state.keys() | needed.keys()
-        if name not in state or name not in needed or state[name].shape != needed[name].shape
-    )
-    if wrong:
-        raise DataError(
-            f"{path} is of another model: {len(wrong)} tensors differ, among them {wrong[0]}; "
-            "resume with the recipe that it was made by"
-        )
-    model.load_state_dict(state, strict=False)
+def _bare(optimizer: Any) -> torch.optim.Optimizer:
+    """The optimiser inside of what accelerate makes of it."""
+    inner: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
+    return inner

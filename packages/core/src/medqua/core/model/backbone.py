@@ -5,6 +5,7 @@ because the checkpoint did not hold it, loading fails. (transformers itself only
 Weights are read from safetensors alone, and no code that comes with a checkpoint is run.
 """
 
+import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from transformers import (
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
     AutoConfig,
     AutoModelForImageTextToText,
+    BitsAndBytesConfig,
     PreTrainedModel,
     ProcessorMixin,
 )
@@ -42,7 +44,7 @@ class Backbone:
     """A vision-language model and what turns images into its inputs."""
 
     model: PreTrainedModel
-    """The model with its language head, in eval mode, on the CPU."""
+    """The model with its language head, in eval mode, on the CPU (on the GPU if quantised)."""
     processor: ProcessorMixin
     """Argument of `medqua.core.vision.processor.build_inputs`."""
     source: str
@@ -60,6 +62,7 @@ def load_backbone(
     architecture: TinyArchitecture | None = None,
     cache_dir: Path | None = None,
     local_files_only: bool = False,
+    quantize: str = "none",
 ) -> Backbone:
     """Load a backbone, complete or not at all.
 
@@ -73,6 +76,7 @@ def load_backbone(
         architecture: Sizes of the tiny model; its defaults if None.
         cache_dir: Hub cache; the one of `HF_HUB_CACHE` if None.
         local_files_only: Use the hub cache alone, never the network.
+        quantize: `"nf4"` keeps the matrices of a frozen backbone in 4 bits (QLoRA); `"none"`.
 
     Returns:
         The backbone, in eval mode, on the CPU.
@@ -83,6 +87,11 @@ def load_backbone(
     """
     name = str(source)
     if name == TINY:
+        if quantize != "none":
+            raise BackboneError(
+                f"quantize = {quantize!r} with the source 'tiny': it is random and trained whole; "
+                "quantise a pretrained backbone"
+            )
         tiny, processor = build_tiny(architecture or TinyArchitecture(), seed, dtype)
         return Backbone(tiny, processor, TINY, None)
     if architecture is not None:
@@ -92,7 +101,7 @@ def load_backbone(
     if not folder.is_dir():
         folder = _fetch(name, revision, cache_dir, local_files_only)
         commit = folder.name
-    model = load_model(folder, name, dtype)
+    model = load_model(folder, name, dtype, quantize)
     return Backbone(model, load_processor(folder), name, commit)
 
 
@@ -121,17 +130,21 @@ def _fetch(name: str, revision: str | None, cache_dir: Path | None, local_files_
         ) from error
 
 
-def load_model(folder: Path, name: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+def load_model(
+    folder: Path, name: str, dtype: torch.dtype = torch.float32, quantize: str = "none"
+) -> PreTrainedModel:
     """Load the model in a folder, complete or not at all; `load_backbone` adds the processor.
 
     Args:
         folder: Folder with `config.json` and `model.safetensors`, whole or in shards.
         name: What the model calls itself from then on, in messages and saved configurations.
         dtype: Floating type of the weights in memory.
+        quantize: As in `load_backbone`.
 
     Raises:
         BackboneError: As in `load_backbone`.
     """
+    quantization = _quantization(quantize, dtype)
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
@@ -149,6 +162,7 @@ def load_model(folder: Path, name: str, dtype: torch.dtype = torch.float32) -> P
                 ignore_mismatched_sizes=True,  # _check_whole names them, and refuses
                 dtype=dtype,
                 output_loading_info=True,
+                **quantization,
             )
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise BackboneError(
@@ -173,6 +187,27 @@ def quiet_bars() -> Iterator[None]:
     finally:
         if shown:
             transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+def _quantization(quantize: str, dtype: torch.dtype) -> dict[str, Any]:
+    """Arguments of `from_pretrained` that load matrices in 4 bits."""
+    if quantize == "none":
+        return {}
+    if quantize != "nf4":
+        raise BackboneError(f"quantize = {quantize!r}: needed 'none' or 'nf4'")
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise BackboneError(
+            "quantize = 'nf4' needs bitsandbytes, which is not installed: "
+            "pip install 'medqua-train[qlora]'"
+        )
+    config = BitsAndBytesConfig(  # type: ignore[no-untyped-call]
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+    device = torch.cuda.current_device() if torch.cuda.is_available() else "cpu"
+    return {"quantization_config": config, "device_map": {"": device}}
 
 
 def _check_whole(name: str, report: dict[str, Any]) -> None:
