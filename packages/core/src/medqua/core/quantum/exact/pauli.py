@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Inexact, Int64
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 GROUP = 3
 """Qubits whose matrices are multiplied out before they meet the observable: 64 x 64 is large
@@ -80,26 +81,32 @@ class Permutation:
             self.inverse = self.inverse.to(observables.device)
             self.sign = self.sign.to(observables.device)
         moved: Tensor = Gather.apply(  # type: ignore[no-untyped-call]
-            observables, self.source, self.inverse
+            observables, self.source, self.inverse, self.sign
         )
-        return moved * self.sign.to(observables.dtype)
+        return moved
 
 
 class Gather(torch.autograd.Function):
-    """`x[:, source]` for a permutation, whose gradient is a gather too and not a scatter."""
+    """`x[:, source] * sign` for a permutation, whose gradient is a gather too and not a scatter."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, source: Tensor, inverse: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, source: Tensor, inverse: Tensor, sign: Tensor | None = None
+    ) -> Tensor:
         """Take the columns `source` of `x`; `inverse` is the inverse permutation."""
-        ctx.save_for_backward(source, inverse)
-        return x.index_select(1, source)
+        ctx.save_for_backward(inverse, sign)
+        moved = x.index_select(1, source)
+        return moved if sign is None else moved.mul_(sign)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         """Put them back."""
-        source, inverse = ctx.saved_tensors
-        result: Tensor = Gather.apply(grad, inverse, source)  # type: ignore[no-untyped-call]
-        return result, None, None
+        inverse, sign = ctx.saved_tensors
+        result = grad.index_select(1, inverse)
+        if sign is not None:
+            result *= sign.index_select(0, inverse)
+        return result, None, None, None
 
 
 def kron(matrices: Sequence[Tensor]) -> Tensor:
@@ -122,8 +129,34 @@ def apply_each(
     m = tensor.shape[0]
     for first in range(0, matrices.shape[0], GROUP):
         product = kron(matrices[first : first + GROUP].unbind())  # [r^g, c^g]
-        tensor = tensor.reshape(m, product.shape[1], -1).mT @ product.mT
+        tensor = Turn.apply(  # type: ignore[no-untyped-call]
+            tensor.view(m, product.shape[1], -1), product
+        )
     return tensor.reshape(m, -1)
+
+
+class Turn(torch.autograd.Function):
+    """`tensor.mT @ matrix.mT` without the copies that transposes would cost, in the gradient too.
+
+    Batched products take transposes as they are.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, matrix: Tensor) -> Tensor:
+        """Return `[m, rest, r]` of `tensor` `[m, c, rest]` and `matrix` `[r, c]`."""
+        ctx.save_for_backward(tensor, matrix)
+        return torch.bmm(tensor.mT, matrix.mT.expand(len(tensor), -1, -1))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Return the gradients of both."""
+        tensor, matrix = ctx.saved_tensors
+        for_tensor, for_matrix = ctx.needs_input_grad
+        before = None
+        if for_tensor:
+            before = torch.bmm(matrix.mH.expand(len(tensor), -1, -1), grad.mT)
+        return before, torch.bmm(grad.mT, tensor.mH).sum(0) if for_matrix else None
 
 
 def apply_some(

@@ -59,21 +59,22 @@ class HeisenbergTable:
         encoding = self._encoding(theta)
         if depth == 0:
             own = torch.eye(n, dtype=torch.int64, device=theta.device)
-            return self._read(product(encoding, own).to(dtype))
+            return self._read(product(encoding, own, dtype))
         layers = self._layers(theta, depth)
         layers[0] = layers[0] @ encoding
         noise = [self._pair_noise(k, theta) for k in range(len(self.ansatz.pairs))]
         maps = [layer.mT.to(dtype) for layer in layers]
         if self._leaks:
             blocks = [(matrix.to(dtype), qubits) for matrix, qubits in self._blocks(noise)]
-            observables = product(torch.eye(4).to(maps[0]).repeat(n, 1, 1), torch.eye(n).long())
+            every = torch.eye(4, device=theta.device).repeat(n, 1, 1)
+            observables = product(every, torch.eye(n).long(), dtype)
             for layer in reversed(range(depth)):
                 for matrix, qubits in reversed(blocks):
                     observables = apply_some(matrix, qubits, observables)
                 observables = apply_each(maps[layer], observables)
             return self._read(observables)
         weight = self._weight(noise, dtype)
-        observables = product(layers[-1], self._digits.to(theta.device)).to(dtype)
+        observables = product(layers[-1], self._digits, dtype)
         if weight is not None:
             observables = observables * weight[self._strings.to(theta.device), None]
         for layer in reversed(range(depth - 1)):
@@ -160,10 +161,19 @@ class HeisenbergTable:
         return table * scale[:, None] + shift[:, None] * constant
 
 
-def product(maps: Float[Tensor, "n 4 r"], digits: Tensor) -> Float[Tensor, "m terms"]:
-    """Return what Pauli strings, by their `digits` `[m, n]`, become under a map on each qubit."""
-    rows = maps[torch.arange(maps.shape[0], device=maps.device), digits.to(maps.device)]
-    result = rows[:, 0]
-    for q in range(1, maps.shape[0]):
-        result = (result[:, :, None] * rows[:, q, None]).flatten(1)
-    return result
+def product(
+    maps: Float[Tensor, "n 4 r"], digits: Tensor, dtype: torch.dtype
+) -> Float[Tensor, "m terms"]:
+    """Return what Pauli strings, by their `digits` `[m, n]`, become under a map on each qubit.
+
+    The two halves of the qubits are multiplied out in the precision of `maps`, all in `dtype`.
+    """
+    n = maps.shape[0]
+    rows = maps[torch.arange(n, device=maps.device), digits.to(maps.device)]
+    halves = []
+    for part in (rows[:, : n // 2], rows[:, n // 2 :]):
+        result = part[:, 0]
+        for factor in part[:, 1:].unbind(1):
+            result = (result[:, :, None] * factor[:, None]).flatten(1)
+        halves.append(result.to(dtype))
+    return (halves[0][:, :, None] * halves[1][:, None]).flatten(1)
