@@ -23,6 +23,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from medqua.core.errors import DataError, MedQuaError
@@ -224,6 +225,9 @@ def put_trained_state(model: nn.Module, state: Mapping[str, Tensor], source: str
 
 def _trained(model: nn.Module) -> dict[str, Tensor]:
     """The tensors themselves: parameters that are trained, and all persistent buffers."""
+    for module in model.modules():  # an evaluation leaves the outermost parameters gathered
+        if isinstance(module, FSDPModule):
+            module.reshard()
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     buffers = {name for name, _ in model.named_buffers(remove_duplicate=False)}
     own: dict[str, Tensor] = model.state_dict(keep_vars=True)
