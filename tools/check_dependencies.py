@@ -16,7 +16,7 @@ MODULES = {  # distribution -> importable names, where they differ
 
 LOADED_BY_NAME = {  # never imported: found by the library that uses them
     "core": ["accelerate", "pyjpegls", "pylibjpeg", "pylibjpeg-openjpeg"],
-    "train": ["tensorboard"],  # torch.utils.tensorboard
+    "train": ["bitsandbytes", "tensorboard"],  # by transformers and torch.utils.tensorboard
     "serve": [],
     "ui": ["medqua-serve"],
 }

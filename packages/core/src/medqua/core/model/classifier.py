@@ -58,7 +58,8 @@ class MedQuaClassifier(nn.Module):
         self.head = nn.Linear(vlm.config.get_text_config(decoder=True).hidden_size, n_labels)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
-        self._adapter = {id(p) for p in backbone.parameters() if p.requires_grad}
+        # by name: sharding puts other objects in the place of parameters
+        self._adapter = {name for name, p in backbone.named_parameters() if p.requires_grad}
         if not isinstance(backbone, PeftModel):
             self._adapter = set()
         self.set_tunable(tune)
@@ -103,11 +104,10 @@ class MedQuaClassifier(nn.Module):
                 "peft.get_peft_model first, or choose 'full' or 'head'"
             )
         self.tune = tune
-        adapter = {name for name, p in self.backbone.named_parameters() if id(p) in self._adapter}
         owned = {id(p) for p in vision_language_model(self.backbone).base_model.parameters()}
         inert = self._inert()
         for name, parameter in self.backbone.named_parameters():
-            if name in adapter:
+            if name in self._adapter:
                 parameter.requires_grad_(tune != "head")
             else:
                 whole = tune == "full" and id(parameter) in owned and id(parameter) not in inert
@@ -121,9 +121,9 @@ class MedQuaClassifier(nn.Module):
             Lists under `"backbone"`, `"adapter"` and `"head"`; a part without any is absent.
         """
         groups: dict[str, list[nn.Parameter]] = {"backbone": [], "adapter": [], "head": []}
-        for parameter in self.backbone.parameters():
+        for name, parameter in self.backbone.named_parameters():
             if parameter.requires_grad:
-                part = "adapter" if id(parameter) in self._adapter else "backbone"
+                part = "adapter" if name in self._adapter else "backbone"
                 groups[part].append(parameter)
         groups["head"] = list(self.head.parameters())
         return {part: parameters for part, parameters in groups.items() if parameters}
