@@ -4,6 +4,7 @@ Importing this package teaches PEFT the method `QUASAR`: `peft.get_peft_model(vl
 QuasarConfig(...))` and `PeftModel.from_pretrained` work from then on.
 """
 
+from medqua.core.adapter.classical import classical_only
 from medqua.core.adapter.config import QuasarConfig
 from medqua.core.adapter.layer import QuasarBlock, QuasarLayer
 from medqua.core.adapter.model import QuasarModel
@@ -31,6 +32,7 @@ __all__ = [
     "Routed",
     "RouterDiagnostics",
     "choose_blocks",
+    "classical_only",
     "diagnostics",
     "find_decoder_layers",
     "gate_entropy",

@@ -65,6 +65,7 @@ class QuasarBlock(nn.Module):
         self.norm = nn.LayerNorm(hidden_size, eps=config.norm_eps)
         self.dropout = nn.Dropout(config.dropout)
         self.gamma = nn.Parameter(torch.tensor(float(config.gamma_init)))
+        self.quantum = True  # whether selected tokens go through the bottleneck: `classical_only`
         self.routed: Routed | None = None
         self.counts: Tensor | None = None
         self._signals: Tensor | None = None
@@ -81,6 +82,8 @@ class QuasarBlock(nn.Module):
         with torch.autocast(hidden_states.device.type, enabled=False):
             x = hidden_states.float()
             routed = self.router(x, self._active(x))
+            if not self.quantum:
+                routed = routed._replace(mask=torch.zeros_like(routed.mask))
             quantum, depth = self._quantum_path(x, routed.mask)
             weight = ((1 - self.config.epsilon) * routed.gate + self.config.epsilon).unsqueeze(-1)
             mixed = weight * quantum + (1 - weight) * self.shadow(x)
