@@ -1,7 +1,7 @@
 """The Quasar layer: a decoder layer followed by the dual path of section 3.3 (Eq. 7-9)."""
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Float32, Int64
@@ -22,6 +22,19 @@ from medqua.core.errors import ConfigError
 from medqua.core.quantum.bottleneck import VariationalBottleneck
 from medqua.core.quantum.complexity import DepthPolicy
 from medqua.core.quantum.noise import NoiseModel
+
+
+class Selected(NamedTuple):
+    """The routed tokens of a batch, as the bottleneck is asked about them."""
+
+    index: Int64[Tensor, " n"]
+    """Their places in the batch laid out flat, `[B T]`."""
+    angles: Float32[Tensor, "n qubits"]
+    """phi (radian)."""
+    depth: Int64[Tensor, " n"]
+    """Circuit layers of each, 0..L_max."""
+    probability: Float32[Tensor, " n"]
+    """Probability that the policy gave that depth."""
 
 
 class QuasarBlock(nn.Module):
@@ -84,29 +97,48 @@ class QuasarBlock(nn.Module):
             routed = self.router(x, self._active(x))
             if not self.quantum:
                 routed = routed._replace(mask=torch.zeros_like(routed.mask))
-            quantum, depth = self._quantum_path(x, routed.mask)
-            weight = ((1 - self.config.epsilon) * routed.gate + self.config.epsilon).unsqueeze(-1)
-            mixed = weight * quantum + (1 - weight) * self.shadow(x)
-            fused: Tensor = self.gamma * self.norm(self.dropout(mixed))
+            selected = self.select(x, routed.mask)
+            self._gather_signals(x, selected.index)
+            z = self.bottleneck(selected.angles, selected.depth)  # [N, n_q]
+            # Forward z at the chosen depth; the gradient of the choice goes to its probability.
+            z = z * (selected.probability + (1 - selected.probability).detach()).unsqueeze(-1)
+            fused = self.fuse(routed.gate, self.shadow(x), selected.index, z)
         # Kept for Eq. 10-11 while training only, so that inference holds no graph.
         self.routed = routed if self.training and torch.is_grad_enabled() else None
-        self._count(routed, depth)
+        self._count(routed, selected.depth)
         return fused.to(hidden_states.dtype)
 
-    def _quantum_path(
+    def select(
         self, x: Float32[Tensor, "batch tokens hidden"], mask: Bool[Tensor, "batch tokens"]
-    ) -> tuple[Float32[Tensor, "batch tokens hidden"], Int64[Tensor, " n"]]:
-        """H_q of Eq. 8, zero where a token was not selected, and the depths of the selected."""
+    ) -> Selected:
+        """Gather the routed tokens and say what the bottleneck is asked about each (Eq. 2, 8)."""
         flat = x.reshape(-1, x.shape[-1])  # [B T, D]
         index = mask.reshape(-1).nonzero().squeeze(1)  # [N]
-        selected = flat.index_select(0, index)  # [N, D]
-        self._gather_signals(selected)
-        depth, probability = self.depth(selected)
-        z = self.bottleneck(self._angles(selected), depth)  # [N, n_q]
-        # Forward z at the chosen depth; the gradient of the choice goes to its probability.
-        z = z * (probability + (1 - probability).detach()).unsqueeze(-1)
-        scattered = flat.new_zeros(flat.shape).index_copy(0, index, self.proj(z))
-        return scattered.reshape(x.shape), depth
+        tokens = flat.index_select(0, index)  # [N, D]
+        depth, probability = self.depth(tokens)
+        return Selected(index, self._angles(tokens), depth, probability)
+
+    def fuse(
+        self,
+        gate: Float32[Tensor, "batch tokens"],
+        shadow: Float32[Tensor, "batch tokens hidden"],
+        index: Int64[Tensor, " n"],
+        z: Float32[Tensor, "n qubits"],
+    ) -> Float32[Tensor, "batch tokens hidden"]:
+        """Return `gamma F` (Eq. 8-9): z of the selected tokens put back, 0 elsewhere, and mixed.
+
+        Args:
+            gate: g of every token.
+            shadow: H_cls of Eq. 7.
+            index: Places of the selected tokens in the batch laid out flat.
+            z: Their expectation values.
+        """
+        flat = shadow.new_zeros(shadow.shape).reshape(-1, shadow.shape[-1])
+        quantum = flat.index_copy(0, index, self.proj(z)).reshape(shadow.shape)
+        weight = ((1 - self.config.epsilon) * gate + self.config.epsilon).unsqueeze(-1)
+        mixed = weight * quantum + (1 - weight) * shadow
+        fused: Tensor = self.gamma * self.norm(self.dropout(mixed))
+        return fused
 
     def _angles(self, selected: Float32[Tensor, "n hidden"]) -> Float32[Tensor, "n qubits"]:
         """The angles phi = clip(Linear(x), -pi, pi), in radians."""
@@ -145,11 +177,13 @@ class QuasarBlock(nn.Module):
         self._first_step = False
 
     @torch.no_grad()
-    def _gather_signals(self, selected: Float32[Tensor, "n hidden"]) -> None:
+    def _gather_signals(
+        self, x: Float32[Tensor, "batch tokens hidden"], index: Int64[Tensor, " n"]
+    ) -> None:
         if not (self.training and self._first_step and self.config.depth == "adaptive"):
             return
-        signals = self.depth.rescaled(selected)
-        count = torch.full((1,), len(selected), dtype=torch.float32, device=signals.device)
+        signals = self.depth.rescaled(x.reshape(-1, x.shape[-1]).index_select(0, index))
+        count = torch.full((1,), len(index), dtype=torch.float32, device=signals.device)
         sums = torch.cat([count, signals.sum(0), signals.square().sum(0)])
         self._signals = sums if self._signals is None else self._signals + sums
 

@@ -6,7 +6,7 @@ text after it. `build_inputs` puts the prompt first for that reason. `last_token
 """
 
 import torch
-from jaxtyping import Float, Float32, Int64
+from jaxtyping import Bool, Float, Float32
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -82,7 +82,8 @@ class MedQuaClassifier(nn.Module):
                 raise ShapeError(f"no {name} among the inputs: make them with build_inputs")
         inner = vision_language_model(self.backbone).base_model
         hidden_states = inner(**inputs, use_cache=False).last_hidden_state
-        pooled = self._pool(hidden_states, inputs["input_ids"], inputs["attention_mask"])
+        visual = inputs["input_ids"] == self.image_token_id
+        pooled = self.pool(hidden_states, visual, inputs["attention_mask"])
         with torch.autocast(pooled.device.type, enabled=False):
             logits: Tensor = self.head(pooled)
         return logits
@@ -141,19 +142,27 @@ class MedQuaClassifier(nn.Module):
         prefix = str(self.backbone.base_model.prefix)
         return {id(p) for name, p in self.backbone.named_parameters() if prefix in name}
 
-    def _pool(
+    def pool(
         self,
         hidden_states: Float[Tensor, "batch tokens width"],
-        input_ids: Int64[Tensor, "batch tokens"],
+        visual: Bool[Tensor, "batch tokens"],
         attention_mask: Tensor,
     ) -> Float32[Tensor, "batch width"]:
+        """Return what the head reads.
+
+        Args:
+            hidden_states: The decoder's last hidden states.
+            visual: True at visual tokens.
+            attention_mask: 1 or True at tokens that are no padding, `[B, T]`.
+        """
         if self.pooling == "last_token":
-            steps = torch.arange(input_ids.shape[1], device=input_ids.device)
+            steps = torch.arange(visual.shape[1], device=visual.device)
             last = (steps * attention_mask).argmax(dim=1)
-            return hidden_states[torch.arange(len(last), device=last.device), last].float()
-        visual = (input_ids == self.image_token_id).unsqueeze(-1)  # [B, T, 1]
-        count = visual.sum(dim=1).clamp(min=1)
-        return (hidden_states.float() * visual).sum(dim=1) / count
+            rows = torch.arange(last.shape[0], device=last.device)
+            return hidden_states[rows, last].float()
+        weight = visual.unsqueeze(-1)  # [B, T, 1]
+        count = weight.sum(dim=1).clamp(min=1)
+        return (hidden_states.float() * weight).sum(dim=1) / count
 
 
 def vision_language_model(backbone: PreTrainedModel | PeftModel) -> PreTrainedModel:
