@@ -27,7 +27,7 @@ from medqua.core.quantum.noise import NoiseModel
 class Selected(NamedTuple):
     """The routed tokens of a batch, as the bottleneck is asked about them."""
 
-    index: Int64[Tensor, " n"]
+    places: Int64[Tensor, " n"]
     """Their places in the batch laid out flat, `[B T]`."""
     angles: Float32[Tensor, "n qubits"]
     """phi (radian)."""
@@ -98,11 +98,11 @@ class QuasarBlock(nn.Module):
             if not self.quantum:
                 routed = routed._replace(mask=torch.zeros_like(routed.mask))
             selected = self.select(x, routed.mask)
-            self._gather_signals(x, selected.index)
+            self._gather_signals(x, selected.places)
             z = self.bottleneck(selected.angles, selected.depth)  # [N, n_q]
             # Forward z at the chosen depth; the gradient of the choice goes to its probability.
             z = z * (selected.probability + (1 - selected.probability).detach()).unsqueeze(-1)
-            fused = self.fuse(routed.gate, self.shadow(x), selected.index, z)
+            fused = self.fuse(routed.gate, self.shadow(x), selected.places, z)
         # Kept for Eq. 10-11 while training only, so that inference holds no graph.
         self.routed = routed if self.training and torch.is_grad_enabled() else None
         self._count(routed, selected.depth)

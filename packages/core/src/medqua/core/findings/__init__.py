@@ -17,7 +17,7 @@ from medqua.core.findings.labels import (
     Observation,
     observation,
 )
-from medqua.core.findings.result import Finding, Findings
+from medqua.core.findings.result import Finding, Findings, name_findings
 
 __all__ = [
     "CHEXPERT",
@@ -34,5 +34,6 @@ __all__ = [
     "Observation",
     "expected_calibration_error",
     "mean_calibration_error",
+    "name_findings",
     "observation",
 ]

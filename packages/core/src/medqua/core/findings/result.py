@@ -1,10 +1,15 @@
 """What a model says about one image."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from medqua.core.findings.labels import Code
+import numpy as np
+
+from medqua.core.findings.calibration import Calibration
+from medqua.core.findings.labels import ALIASES, CHEXPERT, NIH, Code
+
+_CODES = {known.name: known.code for known in (*NIH, *CHEXPERT)}
 
 
 @dataclass(frozen=True)
@@ -58,3 +63,28 @@ class Findings:
                 for finding in self.findings
             ]
         }
+
+
+def name_findings(
+    logits: np.ndarray, labels: Sequence[str], calibration: Calibration
+) -> list[Findings]:
+    """Turn scores into calibrated findings.
+
+    Args:
+        logits: Scores `[N, n_labels]`.
+        labels: Names, in the order of the scores.
+        calibration: Temperatures, in the same order.
+
+    Returns:
+        One `Findings` a row.
+    """
+    codes = [_CODES.get(ALIASES.get(label, label)) for label in labels]
+    return [
+        Findings(
+            tuple(
+                Finding(label, code, float(z), float(p))
+                for label, code, z, p in zip(labels, codes, row, chances, strict=True)
+            )
+        )
+        for row, chances in zip(logits, calibration(logits), strict=True)
+    ]

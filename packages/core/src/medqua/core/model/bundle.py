@@ -26,8 +26,7 @@ from safetensors.torch import load_file, save_file
 import medqua.core.adapter  # noqa: F401 registers QUASAR with PEFT, which `open` needs
 from medqua.core.errors import BackboneError, BundleError, ConfigError
 from medqua.core.findings.calibration import Calibration
-from medqua.core.findings.labels import ALIASES, CHEXPERT, NIH
-from medqua.core.findings.result import Finding, Findings
+from medqua.core.findings.result import Findings, name_findings
 from medqua.core.model.backbone import Backbone
 from medqua.core.model.classifier import MedQuaClassifier, vision_language_model
 from medqua.core.model.manifest import (
@@ -56,7 +55,6 @@ INTENDED_USE = "Research use only, not for diagnosis."
 
 _HEAD = "head.safetensors"
 _ADAPTER_TYPES = ("QUASAR", "LORA")
-_CODES = {known.name: known.code for known in (*NIH, *CHEXPERT)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,17 +155,7 @@ class Bundle:
     def findings(self, logits: np.ndarray) -> list[Findings]:
         """Turn logits `[N, n_labels]` into calibrated findings, one `Findings` a row."""
         calibration = self.calibration or Calibration.identity(len(self.labels))
-        probabilities = calibration(logits)
-        codes = [_CODES.get(ALIASES.get(label, label)) for label in self.labels]
-        return [
-            Findings(
-                tuple(
-                    Finding(label, code, float(z), float(p))
-                    for label, code, z, p in zip(self.labels, codes, row, chances, strict=True)
-                )
-            )
-            for row, chances in zip(logits, probabilities, strict=True)
-        ]
+        return name_findings(logits, self.labels, calibration)
 
     def save(
         self,

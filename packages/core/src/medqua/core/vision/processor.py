@@ -27,6 +27,7 @@ from transformers import (
 )
 
 from medqua.core.errors import BackboneError, ShapeError
+from medqua.core.vision.patches import PatchSpec, cut, stack
 
 IMAGE_KEYS = ("input_ids", "attention_mask", "pixel_values", "image_grid_thw", "mm_token_type_ids")
 """What `build_inputs` returns for a Qwen-VL processor, in this order."""
@@ -126,7 +127,7 @@ def build_inputs(
         ShapeError: No image, images of different sizes, a wrong dtype or range, or sides that
             the patches do not divide.
     """
-    batch = _stack(images)
+    batch = stack(images)
     text = _conversation(processor, prompt, image_first=image_first)
     if not isinstance(processor, QwenProcessor):
         return _by_own_processor(processor, batch, text)
@@ -164,23 +165,24 @@ def patchify(
         ShapeError: H or W is not a multiple of patch size times merge size, or the image lies
             outside the pixel counts that the backbone accepts.
     """
-    patch, merge = int(image_processor.patch_size), int(image_processor.merge_size)
-    temporal = int(image_processor.temporal_patch_size)
-    b, height, width = batch.shape
-    _check_size(image_processor, height, width)
-    rows, columns = height // patch, width // patch
-    grey = (
-        batch.reshape(b, rows // merge, merge, patch, columns // merge, merge, patch)
-        .transpose(0, 1, 4, 2, 5, 3, 6)  # b, block row, block column, merge, merge, patch, patch
-        .reshape(b * rows * columns, 1, 1, patch * patch)
-    )
-    mean = np.asarray(image_processor.image_mean, np.float32)
-    std = np.asarray(image_processor.image_std, np.float32)
-    out = np.empty((len(grey), len(mean), temporal, patch * patch), np.float32)
-    for channel in range(len(mean)):
-        out[:, channel] = (grey[:, 0] - mean[channel]) / std[channel]
+    spec = patch_spec(image_processor)
+    patches = cut(batch, spec)
+    rows, columns = spec.grid(*batch.shape[1:])
     grid = torch.tensor([[1, rows, columns]], dtype=torch.int64)
-    return torch.from_numpy(out.reshape(len(grey), -1)), grid
+    return torch.from_numpy(patches.reshape(-1, patches.shape[-1])), grid
+
+
+def patch_spec(image_processor: Qwen2VLImageProcessorPil) -> PatchSpec:
+    """Return the sizes and constants that a Qwen-VL image processor holds."""
+    return PatchSpec(
+        patch=int(image_processor.patch_size),
+        merge=int(image_processor.merge_size),
+        temporal=int(image_processor.temporal_patch_size),
+        mean=tuple(map(float, image_processor.image_mean)),
+        std=tuple(map(float, image_processor.image_std)),
+        least=int(image_processor.size["shortest_edge"]),
+        most=int(image_processor.size["longest_edge"]),
+    )
 
 
 def _load_qwen(name: str) -> QwenProcessor:
@@ -197,47 +199,6 @@ def _load_qwen(name: str) -> QwenProcessor:
         tokenizer,
         chat_template=settings.get("chat_template") or tokenizer.chat_template,
     )
-
-
-def _stack(images: Sequence[np.ndarray]) -> Float32[np.ndarray, "b h w"]:
-    if len(images) == 0:
-        raise ShapeError("no image: needed at least one [H, W] float32 array in [0, 1]")
-    for image in images:
-        if image.ndim != 2 or image.dtype != np.float32:
-            raise ShapeError(
-                f"an image of shape {image.shape} and dtype {image.dtype}: needed [H, W] float32 "
-                "in [0, 1]; read files with medqua.core.read_image"
-            )
-    sizes = sorted({image.shape for image in images})
-    if len(sizes) > 1:
-        raise ShapeError(
-            f"images of sizes {sizes} in one batch: needed one size; read all with one ImageSpec"
-        )
-    batch = np.stack(list(images))
-    low, high = float(batch.min()), float(batch.max())
-    if not (low >= 0.0 and high <= 1.0):  # written so that NaN fails too
-        raise ShapeError(
-            f"pixel values in [{low:g}, {high:g}]: needed finite values in [0, 1]; read files "
-            "with medqua.core.read_image, or divide 8-bit pixels by 255"
-        )
-    return batch
-
-
-def _check_size(image_processor: Qwen2VLImageProcessorPil, height: int, width: int) -> None:
-    factor = int(image_processor.patch_size) * int(image_processor.merge_size)
-    if height % factor or width % factor:
-        near = max(round(max(height, width) / factor), 1) * factor
-        raise ShapeError(
-            f"an image of {height}x{width} pixels: needed sides that are multiples of {factor} "
-            f"(patch {image_processor.patch_size} x merge {image_processor.merge_size}); set the "
-            f"ImageSpec's size to {near}"
-        )
-    least, most = image_processor.size["shortest_edge"], image_processor.size["longest_edge"]
-    if not least <= height * width <= most:
-        raise ShapeError(
-            f"an image of {height}x{width} pixels: this backbone takes {least} to {most} pixels "
-            "an image; change the ImageSpec's size"
-        )
 
 
 def _conversation(processor: ProcessorMixin, prompt: str, *, image_first: bool) -> str:
