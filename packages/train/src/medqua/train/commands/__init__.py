@@ -1,0 +1,1 @@
+"""The verbs of `medqua-train`, by what they are about."""

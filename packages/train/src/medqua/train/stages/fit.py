@@ -1,0 +1,104 @@
+"""What a run trains: the trainer with its log, checkpoints and wish to stop."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch.utils.tensorboard import SummaryWriter
+
+from medqua.core.model.classifier import MedQuaClassifier
+from medqua.train import distributed
+from medqua.train.checkpoint import put_trained_state, trained_state
+from medqua.train.display import log_line
+from medqua.train.model import build_model
+from medqua.train.record import RunState
+from medqua.train.sharding import is_sharded
+from medqua.train.stages.prepare import Run
+from medqua.train.trainer import MedQuaTrainer
+from medqua.train.zero_shot import ZeroShotClassifier
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What training leaves beside the weights."""
+
+    history: Sequence[Mapping[str, Any]] = ()
+    """Lines of the training log."""
+    seconds: float = 0.0
+    """Wall time."""
+    skipped: Sequence[str] = ()
+    """Training images that could not be read."""
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps that were taken."""
+        return max((int(line["step"]) for line in self.history), default=0)
+
+
+def fit(run: Run, state: RunState, *, resume: bool) -> Fitted:
+    """Train the classifier in place; a zero-shot one is left as it is.
+
+    Raises:
+        KeyboardInterrupt: Asked to stop; a checkpoint was written.
+        MedQuaError: The loss is not finite, or a checkpoint is damaged.
+    """
+    recipe, folder = run.recipe, run.folder
+    if isinstance(run.classifier, ZeroShotClassifier):
+        return Fitted()
+    writer = None
+    if recipe.run.tensorboard and distributed.is_main():
+        writer = SummaryWriter(str(folder / "tensorboard"))
+
+    def log(line: dict[str, float]) -> None:
+        log_line(run.console, trainer.state.max_steps, line)
+        if writer is not None:
+            _to_tensorboard(writer, line)
+
+    trainer = MedQuaTrainer(
+        run.classifier,
+        recipe,
+        run.splits["train"],
+        run.splits["validate"],
+        run.collator,
+        folder / "trainer_state",
+        log,
+        run.say,
+        lambda: state.failed(TimeoutError("stopped while waiting for another process")),
+    )
+    checkpoint = trainer.checkpoints.last() if resume else None
+    if checkpoint is not None:
+        run.say(f"Resuming from {checkpoint.name}")
+    started = time.perf_counter()
+    with trainer.stop.on_signals():
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if writer is not None:
+        writer.close()
+    if trainer.stop.wanted:
+        run.console.print(f"Stopped. Go on with: --output {folder} --resume")
+        raise KeyboardInterrupt
+    if distributed.is_main():
+        trainer.state.save_to_json(str(folder / "trainer_state" / "trainer_state.json"))
+    skipped = set(run.splits["train"].unreadable())
+    for part in distributed.gather(sorted(trainer.unreadable)):
+        skipped |= {run.splits["train"].images[index] for index in part}
+    seconds = time.perf_counter() - started
+    return Fitted(trainer.state.log_history, seconds, sorted(skipped))
+
+
+def gathered(run: Run) -> Run:
+    """The run with its model whole on rank 0, where it was sharded."""
+    if not isinstance(run.classifier, MedQuaClassifier) or not is_sharded(run.classifier):
+        return run
+    state = trained_state(run.classifier)
+    if not distributed.is_main():
+        return run
+    classifier, backbone = build_model(run.recipe, len(run.labels))
+    put_trained_state(classifier, state, "the sharded model")
+    return replace(run, classifier=classifier, backbone=backbone)
+
+
+def _to_tensorboard(writer: SummaryWriter, line: Mapping[str, float]) -> None:
+    for name, value in line.items():
+        if name not in ("step", "epoch"):
+            writer.add_scalar(name, value, int(line["step"]))
