@@ -38,12 +38,12 @@ from medqua.core.model.manifest import (
     write_manifest,
 )
 from medqua.core.model.parts import (
-    move_into_place,
     open_backbone,
     read_parts,
     save_adapter,
     save_backbone,
 )
+from medqua.core.sealed import move_into_place
 from medqua.core.vision.image import ImageSpec, read_image
 from medqua.core.vision.processor import build_inputs
 

@@ -1,8 +1,6 @@
-"""The parts of a bundle on disk: backbone, adapter, and the move that makes a bundle whole."""
+"""The parts of a bundle on disk: backbone and adapter."""
 
 import json
-import shutil
-import uuid
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -99,14 +97,3 @@ def open_backbone(
         local_files_only=local_files_only,
     )
     return replace(fetched, processor=processor)
-
-
-def move_into_place(new: Path, target: Path) -> None:
-    """Move a complete folder to its place; what stood there goes only when the new one stands."""
-    if not target.exists():
-        new.rename(target)
-        return
-    old = target.parent / f".{target.name}.{uuid.uuid4().hex}"
-    target.rename(old)
-    new.rename(target)
-    shutil.rmtree(old)
