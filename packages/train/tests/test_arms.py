@@ -25,7 +25,7 @@ pytestmark = pytest.mark.filterwarnings(
 NAMES = [arm.name for arm in ARMS]
 ONE_STEP = (
     *("optim.max_steps=1", "evaluation.plots=false", "evaluation.bootstrap=0"),
-    *("evaluation.untrained=false", "run.tensorboard=false"),
+    *("evaluation.untrained=false", "run.trackers=[]"),
 )
 DRAWS = {"random_router", "random_router_mlp", "shots"}
 """Arms whose evaluation draws random numbers."""
@@ -143,7 +143,9 @@ def test_a_step_of_every_arm(
     metrics = train(recipe, tmp_path / "run", Console(quiet=True))
     assert metrics["test"]["images"] == 8
     assert metrics["trainable_parameters"] == count_trainable(recipe, 2)
-    assert bool(metrics["router"]) is ("quasar" in find_arm(arm).overrides[0])
+    routed = "quasar" in find_arm(arm).overrides[0]
+    assert bool(metrics["router"]) is routed
+    assert (metrics["classical_only"] is not None) is routed
     if arm == "zero_shot":
         assert not (tmp_path / "run" / "bundle").exists()
         assert metrics["trainable_parameters"] == metrics["steps"] == 0

@@ -55,7 +55,10 @@ def cell(root: Path, arm: str, seed: int, gain: float, share: float = 1.0, noise
     record = {"recipe": recipe.to_dict(), "data": {"splits": data.counts()}, "data_hash": "x"}
     (folder / "run.json").write_text(json.dumps(record | {"state": "complete"}))
     router = {"layers.1": {"activation_ratio": 0.2, "threshold": 0.5, "mean_depth": 1.5}}
-    metrics = {"router": router, "trainable_parameters": 100 + seed, "seconds_per_image": 0.01}
+    without = {"macro_auroc": 0.6 + 0.1 * seed}
+    without |= {"mean_probability_change": 1e-3, "largest_probability_change": 0.02 * (1 + seed)}
+    router = {"router": router, "classical_only": without if arm == "medqua" else None}
+    metrics = {**router, "trainable_parameters": 100 + seed, "seconds_per_image": 0.01}
     (folder / "metrics.json").write_text(json.dumps(metrics | {"training_seconds": 5.0}))
     (folder / "cell.json").write_text(json.dumps({"seconds": 7.0}))
     return Cell(find_arm(arm), seed, share, recipe, folder)
@@ -99,6 +102,15 @@ def test_figures_are_those_of_the_predictions(reported):
         assert f"| {np.mean(values):.4f} ±" in path.read_text()
     assert f"**{found['medqua'] - found['mlp']:+.4f}**" in path.read_text()
     assert "The interval excludes 0: on these patients MedQua ranks better" in path.read_text()
+
+
+def test_what_the_bottleneck_does_is_told_for_arms_that_have_one(reported):
+    text = reported[0].read_text()
+    section = text.partition("## What the bottleneck does")[2].partition("\n## ")[0]
+    row = next(line for line in section.splitlines() if line.startswith("| MedQua |"))
+    assert row.split(" | ")[2] == "0.6500"  # mean of 0.6 and 0.7
+    assert row.endswith("| 1.0e-03 | 4.0e-02 |")
+    assert "MLP" not in section
 
 
 def test_labels_without_positives_say_so(reported):

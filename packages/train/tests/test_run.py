@@ -13,6 +13,7 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
+from medqua.core.adapter import classical_only
 from medqua.core.errors import ConfigError, DataError, MedQuaError
 from medqua.core.model.bundle import Bundle
 from medqua.train.checkpoint import RECORD, Checkpoints, load_trained_state
@@ -83,6 +84,22 @@ def test_the_bundle_predicts_what_was_written(finished, images):
     for name in bundle.labels:
         served = [findings[name].probability for findings in found]
         assert served == pytest.approx(rows[f"{name} probability"].to_list(), abs=1e-5)
+
+
+def test_what_the_quantum_path_does_is_recorded(finished, images):
+    rows = pl.read_parquet(finished / "predictions.parquet").filter(pl.col("split") == "test")
+    bundle = Bundle.open(finished / "bundle")
+    with classical_only(bundle.classifier):
+        found = bundle.predict([images / name for name in rows["image"]])
+    changes = [
+        abs(findings[name].probability - probability)
+        for name in bundle.labels
+        for findings, probability in zip(found, rows[f"{name} probability"], strict=True)
+    ]
+    recorded = json.loads((finished / "metrics.json").read_text())["classical_only"]
+    assert recorded["largest_probability_change"] == pytest.approx(max(changes), abs=1e-6)
+    assert recorded["mean_probability_change"] == pytest.approx(np.mean(changes), abs=1e-6)
+    assert max(changes) > 0
 
 
 def test_a_folder_that_holds_a_run_is_not_overwritten(finished, recipe, images):

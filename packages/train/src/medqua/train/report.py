@@ -26,6 +26,7 @@ from medqua.train.tables import (
     curve_lines,
     curve_section,
     differences_section,
+    influence_section,
     labels_section,
     others,
 )
@@ -83,6 +84,7 @@ def write_report(cells: Sequence[Cell], experiment: ExperimentSection, folder: P
             *_endpoint(full, experiment),
             *arms_section(full),
             *differences_section(full, experiment),
+            *influence_section(full),
             *costs_section(full),
             *labels_section(full, experiment),
             curve,

@@ -1,5 +1,7 @@
 """The tables of a report, each a list of Markdown lines under its heading."""
 
+from collections.abc import Iterable
+
 from medqua.train.evidence import ArmResult, Evidence
 from medqua.train.experiment import ExperimentSection
 from medqua.train.markdown import number, p_value, signed, span, table
@@ -93,6 +95,44 @@ def costs_section(full: Evidence) -> list[str]:
     ]
 
 
+def influence_section(full: Evidence) -> list[str]:
+    """What the bottleneck's path does in each arm that has one."""
+    rows = []
+    for result in full.arms.values():
+        found = [run["classical_only"] for run in result.runs if run.get("classical_only")]
+        if not found:
+            continue
+        without = _mean(run["macro_auroc"] for run in found)
+        whole = result.mean("macro_auroc")
+        rows.append(
+            (
+                result.arm.title,
+                number(whole),
+                number(without),
+                signed(None if whole is None or without is None else whole - without),
+                f"{_mean(run['mean_probability_change'] for run in found) or 0.0:.1e}",
+                f"{max(run['largest_probability_change'] for run in found):.1e}",
+            )
+        )
+    if not rows:
+        return []
+    return [
+        "## What the bottleneck does",
+        "",
+        "The same trained models, tested again as if no token had been routed: no circuit, or what "
+        "stands in its place, is run. Where this changes next to nothing, arms that differ in the "
+        "bottleneck alone cannot differ either, and their equality says nothing about circuits.",
+        "",
+        *table(
+            (
+                *("arm", "macro AUROC", "without the path", "difference"),
+                *("mean change of a probability", "largest"),
+            ),
+            rows,
+        ),
+    ]
+
+
 def labels_section(full: Evidence, experiment: ExperimentSection) -> list[str]:
     """The two arms of the endpoint, label by label."""
     first, second = (full.arms[name] for name in (experiment.arm, experiment.against))
@@ -170,6 +210,13 @@ def others(full: Evidence, experiment: ExperimentSection) -> list[str]:
     """All arms but the first of the endpoint; the endpoint's second leads."""
     names = [name for name in full.arms if name not in (experiment.arm, experiment.against)]
     return [experiment.against, *names]
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    """Mean over seeds; None if one has none."""
+    found = list(values)
+    known = [value for value in found if value is not None]
+    return sum(known) / len(known) if known and len(known) == len(found) else None
 
 
 def _label_mean(result: ArmResult, label: str) -> float | None:
