@@ -254,7 +254,7 @@ def test_gates_have_gradients_where_their_angles_of_rotation_are_not_unique(axis
 
 @pytest.mark.parametrize("name", ["fourier", "dense", "gates"])
 def test_chunks_of_tokens_equal_tokens_alone(name, monkeypatch):
-    from medqua.core.quantum.exact import dense, fourier, gates
+    from medqua.core.quantum.exact import chunk, dense, gates
 
     ansatz = Ansatz(5, 2)
     generator = torch.Generator().manual_seed(1)
@@ -267,7 +267,7 @@ def test_chunks_of_tokens_equal_tokens_alone(name, monkeypatch):
 
     whole = values_and_gradients()
     monkeypatch.setattr(gates, "CACHE_BYTES", 30_000)  # chunks of 8, the last one smaller
-    monkeypatch.setattr(fourier, "CACHE_BYTES", 1)
+    monkeypatch.setattr(chunk, "CACHE_BYTES", 1)
     for module in (gates, dense):
         monkeypatch.setattr(module, "KEEP_BYTES", 0)  # states are worked out again
     for got, expected in zip(values_and_gradients(), whole, strict=True):
