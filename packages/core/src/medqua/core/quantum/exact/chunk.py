@@ -70,8 +70,12 @@ class Chunk:
         self.rows = like.new_empty(n * 3**last, size)  # C F1, and the weights of F2
         self.partial = self.rows.view(n, -1, size)
         self.scratch = like.new_empty(scratch_rows(n, first), size)
-        self.by_first, self.by_last = like.new_empty(first, 2, size), like.new_empty(last, n, 2, size)
-        self._products = (*self._steps(self.f1, range(first)), *self._steps(self.f2, range(first, n)))
+        self.by_first = like.new_empty(first, 2, size)
+        self.by_last = like.new_empty(last, n, 2, size)
+        self._products = (
+            *self._steps(self.f1, range(first)),
+            *self._steps(self.f2, range(first, n)),
+        )
         self._first, self._last = tuple(self._first_angles()), tuple(self._last_angles())
 
     def load(self, basis: Float[Tensor, "2 n tokens"]) -> None:
@@ -152,7 +156,8 @@ class Chunk:
 
 def scratch_rows(n_qubits: int, first: int) -> int:
     """Return the rows of scratch that a chunk needs."""
-    return max(n_qubits * 3 ** (n_qubits - first), 2 * 3 ** (first - 1))
+    rows: int = max(n_qubits * 3 ** (n_qubits - first), 2 * 3 ** (first - 1))
+    return rows
 
 
 def chunks(like: Tensor, n_qubits: int, first: int, tokens: int) -> Iterator[tuple[Chunk, slice]]:
