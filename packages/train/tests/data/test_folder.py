@@ -70,6 +70,31 @@ def test_the_table_of_nih_with_findings_in_one_column(tmp_path):
     assert set(second.values()) == {0}
 
 
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ("Cardiomegaly|Granuloma", r"'Finding Labels' names unknown findings.*'Granuloma'"),
+        ("Cardiomegalia", r"'Cardiomegalia' \(did you mean 'Cardiomegaly'\?\)"),
+        ("Pleural Effusion", "'Pleural_Effusion'"),  # NIH's name is Effusion
+        ("mass", r"'mass' \(did you mean 'Mass'\?\)"),
+        ("", "unknown findings, among them ''"),
+    ],
+)
+def test_an_unknown_finding_in_the_column_is_refused(tmp_path, said, words):
+    text = f"file,patient_id,Finding Labels\na.png,1,{said}\nb.png,2,No Finding\n"
+    with pytest.raises(DataError, match=words) as refused:
+        read_folder(write(tmp_path, text))
+    assert "data.other_findings names more" in str(refused.value)
+
+
+def test_other_findings_may_be_named(tmp_path):
+    text = "file,patient_id,Finding Labels\na.png,1,Mass|Old fracture\nb.png,2,No Finding\n"
+    root = write(tmp_path, text)
+    manifest = read_folder(root, labels=("Mass",), other_findings=("Old fracture",))
+    assert manifest.labels == ("Mass",)
+    assert manifest.frame["Mass"].to_list() == [1, 0]
+
+
 def test_the_table_of_chexpert_with_patients_in_paths(tmp_path):
     text = "Path,Sex,Frontal/Lateral,AP/PA,Pleural Effusion\n" + "".join(
         f"v/train/patient0000{i}/study1/view{j}.jpg,F,{'Frontal' if j else 'Lateral'},"

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from accelerate import PartialState  # type: ignore[import-untyped]
 
 from medqua.core.errors import ConfigError, MedQuaError
+from medqua.train.joining import common_store
 
 T = TypeVar("T")
 
@@ -30,6 +31,7 @@ def start(threads: int = 0, timeout: float = 1800.0) -> None:
 
     Raises:
         ConfigError: More processes on this machine than it has GPUs.
+        MedQuaError: Another process did not come in time.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
@@ -37,7 +39,24 @@ def start(threads: int = 0, timeout: float = 1800.0) -> None:
     if torch.cuda.is_available():
         check_devices(here, torch.cuda.device_count())
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
-        PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(seconds=timeout))
+        _join(timedelta(seconds=timeout))
+
+
+def _join(timeout: timedelta) -> None:
+    """Make the process group; accelerate then finds it made."""
+    on_gpu = torch.cuda.is_available()
+    if on_gpu:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    store = common_store(timeout)
+    if store is not None:
+        dist.init_process_group(
+            "nccl" if on_gpu else "gloo",
+            store=store,
+            rank=int(os.environ["RANK"]),
+            world_size=int(os.environ["WORLD_SIZE"]),
+            timeout=timeout,
+        )
+    PartialState(cpu=not on_gpu, timeout=timeout)
 
 
 def check_devices(processes: int, gpus: int) -> None:

@@ -193,6 +193,7 @@ def _opened(data: DataSection, say: Say) -> DataSet:
             table=data.table,
             columns=data.columns,
             labels=data.labels,
+            other_findings=data.other_findings,
             views=data.views,
             fractions=data.fractions,
             seed=data.split_seed,

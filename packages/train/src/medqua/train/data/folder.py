@@ -22,6 +22,7 @@ from medqua.train.data.split import (
     split_stratified,
 )
 from medqua.train.data.tables import (
+    check_findings,
     finding_columns,
     label_numbers,
     located,
@@ -73,6 +74,7 @@ def read_folder(
     table: str = "",
     columns: FolderColumns | None = None,
     labels: Sequence[str] = (),
+    other_findings: Sequence[str] = (),
     views: Sequence[str] = (),
     fractions: SplitFractions | None = None,
     seed: int = 0,
@@ -86,6 +88,8 @@ def read_folder(
         columns: Which columns are what.
         labels: Label columns, in the order of logits; by default all NIH ChestX-ray14 and
             CheXpert names that are there, or NIH's `Finding Labels` column.
+        other_findings: What `Finding Labels` may name beside the labels and NIH's findings; it is
+            not learned.
         views: Views to keep; rows of unknown view are kept, there is nothing to judge them by.
         fractions: Parts held out, where the table has no split of its own.
         seed: Seed of the split.
@@ -95,8 +99,8 @@ def read_folder(
         The manifest.
 
     Raises:
-        DataError: No table, a column missing, a row without image or patient, or a label that is
-            no 1, 0, -1 or blank.
+        DataError: No table, a column missing, a row without image or patient, a label that is no
+            1, 0, -1 or blank, or a finding that nobody expects in `Finding Labels`.
     """
     path = _find_table(root, table)
     raw = read_table(path, (), "name one by data.table")
@@ -109,7 +113,7 @@ def read_folder(
             for role, name in (("study", "study_id"), ("view", "view"), ("split", "split"))
             if role in found
         ),
-        *_labels(path, raw, labels),
+        *_labels(path, raw, labels, other_findings),
     )
     side = next((name for name in raw.columns if plain(name) == "frontallateral"), None)
     if side is not None and "view" in frame.columns:  # CheXpert: AP/PA is blank for laterals
@@ -205,7 +209,9 @@ def _patient(
     yield patients.alias("patient_id")
 
 
-def _labels(path: Path, raw: pl.DataFrame, wanted: Sequence[str]) -> list[pl.Series]:
+def _labels(
+    path: Path, raw: pl.DataFrame, wanted: Sequence[str], others: Sequence[str]
+) -> list[pl.Series]:
     """Label columns under their known names."""
     known = {plain(alias): name for alias, name in ALIASES.items()}
     known |= {plain(name): name for name in (*CHEXPERT_NAMES, *NIH_NAMES)}
@@ -219,9 +225,13 @@ def _labels(path: Path, raw: pl.DataFrame, wanted: Sequence[str]) -> list[pl.Ser
             f"{path} has no column named as an NIH ChestX-ray14 or CheXpert finding: name yours by "
             "data.labels"
         )
+    canonicals = [known.get(plain(name), name) for name in chosen]
+    if listed is not None and not columns.keys() >= set(canonicals):
+        where = f"{path}, column {listed!r}"
+        expected = dict.fromkeys((*NIH_NAMES, *canonicals, *others))
+        check_findings(raw[listed], list(expected), where, "data.other_findings names more")
     result = []
-    for name in chosen:
-        canonical = known.get(plain(name), name)
+    for name, canonical in zip(chosen, canonicals, strict=True):
         if canonical in columns:
             column = raw[columns[canonical]]
             where = f"{path}, column {column.name!r}"

@@ -175,6 +175,10 @@ class FolderData(DataSection):
     labels: tuple[str, ...] = ()
     """Label columns, in the order of logits; empty takes those with known names."""
 
+    other_findings: tuple[str, ...] = ()
+    """What a column `Finding Labels` may name beside labels and NIH's findings, without learning
+    it; any other name is refused."""
+
     views: tuple[str, ...] = FRONTAL
     """Views to keep, where the table tells; empty keeps every view."""
 

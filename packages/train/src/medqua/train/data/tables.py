@@ -169,13 +169,14 @@ def finding_columns(found: pl.Series, labels: Sequence[str]) -> list[pl.Series]:
     return [said.list.contains(_spelled(name)).cast(pl.Int8).alias(name) for name in labels]
 
 
-def check_findings(found: pl.Series, known: Sequence[str], where: str) -> None:
+def check_findings(found: pl.Series, known: Sequence[str], where: str, remedy: str = "") -> None:
     """Refuse a finding that a data set does not have.
 
     Args:
         found: As in `finding_columns`.
         known: All findings that may be named beside `No Finding`.
         where: What to call the column in an error.
+        remedy: What else an error may tell to do.
 
     Raises:
         DataError: One is unknown, or a row names none.
@@ -188,7 +189,7 @@ def check_findings(found: pl.Series, known: Sequence[str], where: str) -> None:
         hint = f" (did you mean {near[0]!r}?)" if near else ""
         raise DataError(
             f"{where} names unknown findings, among them {unknown[0]!r}{hint}: needed "
-            f"{', '.join(known)} or No Finding"
+            f"{', '.join(known)} or No Finding" + (f"; {remedy}" if remedy else "")
         )
 
 
