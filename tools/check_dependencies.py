@@ -8,6 +8,7 @@ PACKAGES = Path(__file__).resolve().parents[1] / "packages"
 
 MODULES = {  # distribution -> importable names, where they differ
     "cuda-quantum-cu13": "cudaq",
+    "mlflow-skinny": "mlflow",
     "pillow": "PIL",
     "python-gdcm": "gdcm",
     "scikit-learn": "sklearn",
@@ -16,7 +17,7 @@ MODULES = {  # distribution -> importable names, where they differ
 
 LOADED_BY_NAME = {  # never imported: found by the library that uses them
     "core": ["accelerate", "pyjpegls", "pylibjpeg", "pylibjpeg-openjpeg"],
-    "train": ["bitsandbytes", "tensorboard"],  # by transformers and torch.utils.tensorboard
+    "train": ["alembic", "bitsandbytes", "sqlalchemy", "tensorboard"],  # by those they serve
     "serve": [],
     "ui": ["medqua-serve"],
 }

@@ -1,10 +1,12 @@
-"""One process against two, DDP against FSDP2, a process that dies, and kill -9 at a step."""
+"""One process against two, DDP against FSDP2, processes that die, stop or resume."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +28,16 @@ WORKER = Path(__file__).with_name("two_ranks.py")
 QUIET = Console(quiet=True)
 BRIEF = (
     *("evaluation.bootstrap=0", "evaluation.plots=false", "evaluation.untrained=false"),
-    *("run.tensorboard=false", "optim.batch_size=10", "adapter.gamma_init=0.3"),
+    *("run.trackers=[]", "optim.batch_size=10", "adapter.gamma_init=0.3"),
 )
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
-    pytest.mark.slow,  # launches processes
-]
+DRAWS = ("adapter.relaxation=gumbel", "adapter.shots=64", "adapter.seed=3")
+NINE = ("optim.max_steps=9", "run.checkpoint_every=2", *DRAWS)
+"""Nine steps, three an epoch, a checkpoint every two; draws in the forward pass."""
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
+)
 
 
 @pytest.fixture(scope="module")
@@ -56,55 +61,93 @@ def keys(small: tuple[str, ...], gaps: Path) -> Callable[..., list[str]]:
     return lambda *more: [*small, *BRIEF, f"data.root={gaps}", *more]
 
 
-def launch(plan: Path, *options: str, ranks: int = 2) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={ranks}"]
-    return subprocess.run(
-        [*command, "--standalone", *options, str(WORKER), str(plan)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+class Launcher:
+    """A process that has imported everything and forks ranks; see `two_ranks.py`."""
 
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process = process
 
-def write_plan(folder: Path, **runs: dict[str, Any]) -> Path:
-    plan = folder / "plan.json"
-    plan.write_text(json.dumps({"folder": str(folder), "runs": runs}))
-    return plan
+    def __call__(self, folder: Path, ranks: int = 2, **runs: dict[str, Any]) -> list[int]:
+        """Do runs one after the other; the exit codes by rank."""
+        folder.mkdir(exist_ok=True)
+        plan = {"folder": str(folder), "ranks": ranks, "runs": runs}
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(json.dumps(plan) + "\n")
+        self.process.stdin.flush()
+        codes: list[int] = json.loads(self.process.stdout.readline())
+        return codes
 
 
 @pytest.fixture(scope="module")
-def shared(keys: Callable[..., list[str]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def launch() -> Iterator[Launcher]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        [sys.executable, str(WORKER)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
+    ) as process:
+        yield Launcher(process)
+        assert process.stdin is not None
+        process.stdin.close()
+
+
+def said(folder: Path) -> str:
+    """What all ranks of the last launch wrote to standard error."""
+    return "".join(path.read_text() for path in sorted(folder.glob("rank-*.err")))
+
+
+def record(run: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((run / "run.json").read_text())
+    return found
+
+
+@pytest.fixture(scope="module")
+def shared(
+    keys: Callable[..., list[str]], launch: Launcher, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """Runs of one and of two processes, eight steps of a global batch of ten."""
     folder = tmp_path_factory.mktemp("shared")
-    steps = "optim.max_steps=8"
-    half = ("backbone.tune=adapter", "backbone.dtype=bfloat16", "optim.micro_batch_size=1")
-    frozen = ("backbone.gradient_checkpointing=true", "optim.max_steps=2")
-    plan = write_plan(
-        folder,
-        ddp={"keys": keys(steps)},
-        fsdp={"keys": keys(steps, "run.parallel=fsdp")},
-        half={"keys": keys(*half, *frozen, "run.parallel=fsdp")},
+    eight = keys("optim.max_steps=8")
+    ended = (
+        launch(folder, ddp={"keys": eight}, fsdp={"keys": [*eight, "run.parallel=fsdp"]}),
+        launch(folder, 1, one={"keys": eight}),
     )
-    ended = launch(plan)
-    assert ended.returncode == 0, ended.stderr[-4000:]
-    train(load_recipe("folder", keys(steps)), folder / "one", QUIET)
+    assert ended == ([0, 0], [0]), said(folder)[-4000:]
     return folder
 
 
 def losses(run: Path) -> list[tuple[float, float]]:
-    state = json.loads((run / "trainer_state" / "trainer_state.json").read_text())
     return [
         (line["step"], value)
-        for line in state["log_history"]
+        for line in logged(run)
         for name, value in line.items()
         if name in ("loss", "eval_loss", "eval_macro_auroc")
+    ]
+
+
+def logged(run: Path) -> list[dict[str, float]]:
+    """The log, without what a clock says."""
+    state = json.loads((run / "trainer_state" / "trainer_state.json").read_text())
+    clock = ("runtime", "per_second")
+    return [
+        {name: value for name, value in line.items() if not name.endswith(clock)}
+        for line in state["log_history"]
     ]
 
 
 def told(folder: Path, name: str, rank: int) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((folder / f"{name}-{rank}.json").read_text())
     return found
+
+
+def differing(folder: Path, *names: str) -> list[str]:
+    """Tensors that are not the same bits in two of the files that ranks left."""
+    first, second = (torch.load(folder / f"{name}.pt") for name in names)
+    assert first.keys() == second.keys()
+    return [key for key, value in first.items() if not value.equal(second[key])]
 
 
 def test_two_processes_have_the_losses_of_one(shared: Path) -> None:
@@ -117,9 +160,10 @@ def test_two_processes_have_the_losses_of_one(shared: Path) -> None:
 
 @pytest.mark.parametrize("name", ["ddp", "fsdp"])
 def test_processes_agree_to_the_bit(shared: Path, name: str) -> None:
-    first, second = (torch.load(shared / f"{name}-{rank}.pt") for rank in (0, 1))
-    assert all(value.equal(second[key]) for key, value in first.items())
+    assert not differing(shared, f"{name}-0", f"{name}-1")
     assert told(shared, name, 0)["thresholds"] == told(shared, name, 1)["thresholds"]
+    one = told(shared, "one", 0)["thresholds"]
+    assert told(shared, name, 0)["thresholds"] == pytest.approx(one, abs=1e-4)
 
 
 def test_fsdp_has_the_losses_and_weights_of_ddp(shared: Path) -> None:
@@ -128,21 +172,16 @@ def test_fsdp_has_the_losses_and_weights_of_ddp(shared: Path) -> None:
     first, second = (torch.load(shared / f"{name}-0.pt") for name in ("ddp", "fsdp"))
     assert first.keys() == second.keys()
     for key, value in first.items():
-        assert torch.allclose(value.double(), second[key].double(), atol=1e-4), key
+        assert torch.allclose(value.double(), second[key].double(), rtol=0, atol=1e-5), key
 
 
 def test_fsdp_shards_everything_and_ddp_nothing(shared: Path) -> None:
-    assert told(shared, "fsdp", 0)["parameters"] == ["DTensor"]  # of those that are no scalars
-    assert told(shared, "fsdp", 0)["blocks"] == ["FSDPQuasarBlock"]
-    assert told(shared, "fsdp", 0)["wrapped"] == "FSDPMedQuaClassifier"
+    fsdp = told(shared, "fsdp", 0)
+    assert fsdp["parameters"] == ["DTensor"]  # of those that are no scalars
+    assert fsdp["blocks"] == ["FSDPQuasarBlock"]
+    assert fsdp["adapter"] == ["torch.float32"]
+    assert fsdp["wrapped"] == "FSDPMedQuaClassifier"
     assert told(shared, "ddp", 0)["wrapped"] == "DistributedDataParallel"
-
-
-def test_a_bfloat16_backbone_in_parts_trains_a_float32_adapter(shared: Path) -> None:
-    state = torch.load(shared / "half-0.pt")
-    floats = {value.dtype for value in state.values() if value.is_floating_point()}
-    assert floats == {torch.float32}
-    assert all(np.isfinite(value) for _, value in losses(shared / "half"))
 
 
 def test_a_sharded_run_leaves_a_bundle_like_any_other(shared: Path) -> None:
@@ -152,26 +191,61 @@ def test_a_sharded_run_leaves_a_bundle_like_any_other(shared: Path) -> None:
     assert (shared / "fsdp" / "bundle" / "bundle.json").is_file()
 
 
-@pytest.mark.slow
-def test_a_process_that_dies_ends_the_others_and_the_run_resumes(
-    keys: Callable[..., list[str]], tmp_path: Path
+def test_a_bfloat16_backbone_in_parts_trains_a_float32_adapter(
+    keys: Callable[..., list[str]], launch: Launcher, tmp_path: Path
 ) -> None:
-    every = keys("optim.max_steps=8", "run.checkpoint_every=2")
-    plan = write_plan(tmp_path, run={"keys": every, "dies": [1, 5]})
+    half = ("backbone.tune=adapter", "backbone.dtype=bfloat16", "optim.micro_batch_size=1")
+    frozen = ("backbone.gradient_checkpointing=true", "optim.max_steps=2", "run.parallel=fsdp")
+    assert launch(tmp_path, half={"keys": keys(*half, *frozen)}) == [0, 0], said(tmp_path)
+    assert told(tmp_path, "half", 0)["adapter"] == ["torch.float32"]
+    state = torch.load(tmp_path / "half-0.pt")
+    floats = {value.dtype for value in state.values() if value.is_floating_point()}
+    assert floats == {torch.float32}
+    assert all(np.isfinite(value) for _, value in losses(tmp_path / "half"))
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_a_rank_that_routes_nothing_takes_part(
+    keys: Callable[..., list[str]], launch: Launcher, tmp_path: Path, parallel: str
+) -> None:
+    run = {"keys": keys("optim.max_steps=3", f"run.parallel={parallel}"), "empty": 1}
+    assert launch(tmp_path, run=run) == [0, 0], said(tmp_path)[-4000:]
+    assert not differing(tmp_path, "run-0", "run-1")
+    assert all(np.isfinite(value) for _, value in losses(tmp_path / "run"))
+
+
+def test_a_rank_that_dies_ends_the_others_and_the_run_resumes(
+    keys: Callable[..., list[str]], launch: Launcher, tmp_path: Path
+) -> None:
+    eight = keys("optim.max_steps=8", "run.checkpoint_every=2")
     started = time.monotonic()
-    ended = launch(plan)
-    assert ended.returncode != 0
-    assert time.monotonic() - started < 120
-    record = json.loads((tmp_path / "run" / "run.json").read_text())
-    assert record["state"] == "failed"
-    assert record["error"].endswith("on rank 0")
-    assert "--resume" in ended.stderr
-    resumed = launch(write_plan(tmp_path, run={"keys": every, "resume": True}))
-    assert resumed.returncode == 0, resumed.stderr[-4000:]
-    undisturbed = launch(write_plan(tmp_path, alone={"keys": every}))
-    assert undisturbed.returncode == 0, undisturbed.stderr[-4000:]
-    first, second = (torch.load(tmp_path / f"{name}-1.pt") for name in ("run", "alone"))
-    assert all(value.equal(second[key]) for key, value in first.items())
+    codes = launch(tmp_path, run={"keys": eight, "signal": [1, 5, signal.SIGKILL]})
+    assert codes == [2, -signal.SIGKILL]
+    assert time.monotonic() - started < 60  # of `timeout` in two_ranks.py
+    assert "rank 0 lost another process" in said(tmp_path)
+    assert "--resume" in said(tmp_path)
+    assert record(tmp_path / "run")["state"] == "failed"
+    assert record(tmp_path / "run")["error"].endswith("on rank 0")
+    resumed = {"run": {"keys": eight, "resume": True}, "alone": {"keys": eight}}
+    assert launch(tmp_path, **resumed) == [0, 0], said(tmp_path)[-4000:]
+    assert not differing(tmp_path, "run-1", "alone-1")
+    assert logged(tmp_path / "run") == logged(tmp_path / "alone")
+
+
+def test_a_signal_to_one_rank_stops_all_with_a_checkpoint(
+    keys: Callable[..., list[str]], launch: Launcher, tmp_path: Path
+) -> None:
+    nine = keys(*NINE)
+    codes = launch(tmp_path, run={"keys": nine, "signal": [1, 4, signal.SIGTERM]})
+    assert codes == [130, 130], said(tmp_path)[-4000:]
+    assert record(tmp_path / "run")["state"] == "interrupted"
+    last = Checkpoints(tmp_path / "run" / "trainer_state").last()
+    assert last is not None
+    assert last.name == "checkpoint-5"  # the step that was under way, amid the second epoch
+    resumed = {"run": {"keys": nine, "resume": True}, "alone": {"keys": nine}}
+    assert launch(tmp_path, **resumed) == [0, 0], said(tmp_path)[-4000:]
+    assert not differing(tmp_path, "run-0", "alone-0")
+    assert logged(tmp_path / "run") == logged(tmp_path / "alone")
 
 
 @pytest.mark.slow
@@ -179,30 +253,76 @@ def test_a_process_that_dies_ends_the_others_and_the_run_resumes(
 def test_torchrun_starts_again_where_it_was(
     keys: Callable[..., list[str]], tmp_path: Path, rank: int
 ) -> None:
-    every = keys("optim.max_steps=6", "run.checkpoint_every=2")
-    ended = launch(write_plan(tmp_path, run={"keys": every, "dies": [rank, 3]}), "--max-restarts=1")
+    run = {
+        "keys": keys("optim.max_steps=6", "run.checkpoint_every=2"),
+        "signal": [rank, 3, signal.SIGKILL],
+    }
+    plan = tmp_path / "plan.json"
+    plan.write_text(json.dumps({"folder": str(tmp_path), "runs": {"run": run}}))
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
+    ended = subprocess.run(
+        [*command, "--standalone", "--max-restarts=1", str(WORKER), str(plan)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
     assert ended.returncode == 0, ended.stderr[-4000:]
-    record = json.loads((tmp_path / "run" / "run.json").read_text())
-    assert record["state"] == "complete"
-    assert len(record["resumed"]) == 1
+    assert record(tmp_path / "run")["state"] == "complete"
+    assert len(record(tmp_path / "run")["resumed"]) == 1
+
+
+@pytest.fixture(scope="module")
+def whole(
+    keys: Callable[..., list[str]], launch: Launcher, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A run that nothing disturbs."""
+    folder = tmp_path_factory.mktemp("whole")
+    assert launch(folder, 1, run={"keys": keys(*NINE)}) == [0], said(folder)[-4000:]
+    return folder / "run"
+
+
+def same(first: Path, second: Path) -> None:
+    """Check that two runs of nine steps left the same bits and the same log."""
+    both = [pl.read_parquet(path / "predictions.parquet") for path in (first, second)]
+    assert both[0].equals(both[1])
+    last = [Checkpoints(path / "trainer_state").path(9) for path in (first, second)]
+    for name in ("model.safetensors", "optimizer.pt", "scheduler.pt", "shots.json"):
+        assert (last[0] / name).read_bytes() == (last[1] / name).read_bytes(), name
+    random = [torch.load(path / "rng_state.pth", weights_only=False) for path in last]
+    assert random[0]["cpu"].equal(random[1]["cpu"])
+    assert (random[0]["numpy"][1] == random[1]["numpy"][1]).all()
+    assert logged(first) == logged(second)
+
+
+@pytest.mark.parametrize("step", [1, 5, 8])
+def test_a_killed_run_resumes_to_the_same_bits(
+    keys: Callable[..., list[str]], launch: Launcher, whole: Path, tmp_path: Path, step: int
+) -> None:
+    kill = {"keys": keys(*NINE), "signal": [0, step, signal.SIGKILL]}
+    assert launch(tmp_path, 1, run=kill) == [-signal.SIGKILL]
+    assert record(tmp_path / "run")["state"] == "running"  # it had no time to say otherwise
+    assert launch(tmp_path, 1, run={"keys": keys(*NINE), "resume": True}) == [0], said(tmp_path)
+    assert record(tmp_path / "run")["state"] == "complete"
+    same(whole, tmp_path / "run")
+
+
+def test_a_damaged_checkpoint_costs_only_steps(
+    keys: Callable[..., list[str]], launch: Launcher, whole: Path, tmp_path: Path
+) -> None:
+    kill = {"keys": keys(*NINE), "signal": [0, 7, signal.SIGKILL]}
+    assert launch(tmp_path, 1, run=kill) == [-signal.SIGKILL]
+    last = Checkpoints(tmp_path / "run" / "trainer_state").last()
+    assert last is not None
+    weights = bytearray((last / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (last / "model.safetensors").write_bytes(weights)
+    assert launch(tmp_path, 1, run={"keys": keys(*NINE), "resume": True}) == [0], said(tmp_path)
+    same(whole, tmp_path / "run")
 
 
 class KilledError(Exception):
     """In the place of SIGKILL, at a step of a run in this process."""
-
-
-@pytest.fixture(scope="module")
-def whole(keys: Callable[..., list[str]], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that nothing disturbs: nine steps, three an epoch, a checkpoint every two."""
-    folder = tmp_path_factory.mktemp("whole") / "run"
-    train(stochastic(keys), folder, QUIET)
-    return folder
-
-
-def stochastic(keys: Callable[..., list[str]], *more: str) -> Recipe:
-    """A recipe with draws in the forward pass: seeded shots, Gumbel gates."""
-    draws = ("adapter.relaxation=gumbel", "adapter.shots=64", "adapter.seed=3")
-    return load_recipe("folder", keys("optim.max_steps=9", "run.checkpoint_every=2", *draws, *more))
 
 
 def killed(recipe: Recipe, folder: Path, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -218,46 +338,6 @@ def killed(recipe: Recipe, folder: Path, step: int, monkeypatch: pytest.MonkeyPa
         patch.setattr(MedQuaTrainer, "training_step", until)
         with pytest.raises(KilledError):
             train(recipe, folder, QUIET)
-
-
-@pytest.mark.parametrize("step", [1, 5, 8])
-def test_a_killed_run_resumes_to_the_same_bits(
-    keys: Callable[..., list[str]],
-    whole: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    step: int,
-) -> None:
-    folder = tmp_path / "run"
-    killed(stochastic(keys), folder, step, monkeypatch)
-    assert json.loads((folder / "run.json").read_text())["state"] == "failed"
-    train(stochastic(keys), folder, QUIET, resume=True)
-    record = json.loads((folder / "run.json").read_text())
-    assert record["state"] == "complete"
-    assert "error" not in record
-    both = [pl.read_parquet(path / "predictions.parquet") for path in (whole, folder)]
-    assert both[0].equals(both[1])
-    last = [Checkpoints(path / "trainer_state").path(9) for path in (whole, folder)]
-    for name in ("model.safetensors", "optimizer.pt", "scheduler.pt", "shots.json"):
-        assert (last[0] / name).read_bytes() == (last[1] / name).read_bytes(), name
-    random = [torch.load(path / "rng_state.pth", weights_only=False) for path in last]
-    assert random[0]["cpu"].equal(random[1]["cpu"])
-    assert (random[0]["numpy"][1] == random[1]["numpy"][1]).all()
-
-
-def test_a_damaged_checkpoint_costs_only_steps(
-    keys: Callable[..., list[str]], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = tmp_path / "run"
-    killed(stochastic(keys), folder, 7, monkeypatch)
-    last = Checkpoints(folder / "trainer_state").last()
-    assert last is not None
-    weights = bytearray((last / "model.safetensors").read_bytes())
-    weights[-1] ^= 1
-    (last / "model.safetensors").write_bytes(weights)
-    train(stochastic(keys), folder, QUIET, resume=True)
-    both = [pl.read_parquet(path / "predictions.parquet") for path in (whole, folder)]
-    assert both[0].equals(both[1])
 
 
 def test_other_data_than_at_the_start_is_refused(

@@ -11,7 +11,7 @@ from medqua.train.recipe import Recipe, load_recipe
 from medqua.train.record import check_same_recipe, read_json
 
 QUIET = (
-    "run.tensorboard=false",
+    "run.trackers=[]",
     "evaluation.plots=false",
     "evaluation.bootstrap=0",
     "evaluation.untrained=false",

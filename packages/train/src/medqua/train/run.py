@@ -8,6 +8,7 @@ from rich.console import Console
 from transformers import set_seed
 
 from medqua.train import distributed
+from medqua.train.card import render_card
 from medqua.train.metrics import Figures
 from medqua.train.model import count_parameters
 from medqua.train.recipe import Recipe
@@ -31,6 +32,7 @@ from medqua.train.stages.measure import (
 )
 from medqua.train.stages.prepare import Run, describe_data, from_prefix, preload, prepare_run
 from medqua.train.stages.write import draw, make_bundle, write_predictions, write_skipped
+from medqua.train.trackers.opened import check_installed, open_trackers
 
 
 def train(recipe: Recipe, folder: Path, console: Console, *, resume: bool = False) -> Figures:
@@ -57,6 +59,7 @@ def train(recipe: Recipe, folder: Path, console: Console, *, resume: bool = Fals
         console = Console(quiet=True)
     set_seed(recipe.run.seed)
     resume = resume or (distributed.restarted() and (folder / "run.json").is_file())
+    check_installed(recipe.run.trackers)
     if resume:
         check_same_recipe(folder, recipe)
     with distributed.main_first() as main:
@@ -88,22 +91,25 @@ def _stages(
 ) -> Figures:
     """Prepare, fit, measure, write."""
     whole = prepare_run(recipe, folder, console, state, resume=resume)
-    with ExitStack() as undo:
-        run = from_prefix(whole, undo)
-        if recipe.data.keep_in_memory and run is whole:
-            preload(run)
-        untrained = None
-        if recipe.evaluation.untrained and not run.zero_shot:
-            untrained = untrained_figures(run)
-            run.say(f"untrained: test macro AUROC {_shown(untrained['macro_auroc'])}")
-        fitted = fit(run, state, resume=resume)
-        measured = measure(run)
-    seconds = measured.tested.seconds_per_image if run is whole else seconds_per_image(whole)
-    metrics = _metrics(run, fitted, measured, untrained, seconds)
-    served = gathered(run)
-    if distributed.is_main():
-        _write(served, fitted, measured, metrics)
-    distributed.gather(None)
+    with open_trackers(recipe, folder, state, whole.say) as trackers:
+        state.write("running")
+        with ExitStack() as undo:
+            run = from_prefix(whole, undo)
+            if recipe.data.keep_in_memory and run is whole:
+                preload(run)
+            untrained = None
+            if recipe.evaluation.untrained and not run.zero_shot:
+                untrained = untrained_figures(run)
+                run.say(f"untrained: test macro AUROC {_shown(untrained['macro_auroc'])}")
+            fitted = fit(run, state, trackers, resume=resume)
+            measured = measure(run)
+        seconds = measured.tested.seconds_per_image if run is whole else seconds_per_image(whole)
+        metrics = _metrics(run, fitted, measured, untrained, seconds)
+        served = gathered(run)
+        if distributed.is_main():
+            _write(served, fitted, measured, metrics, state)
+            trackers.finish(metrics, folder / "plots" if "plots" in recipe.run.share else None)
+        distributed.gather(None)
     return metrics
 
 
@@ -131,7 +137,9 @@ def _metrics(
     }
 
 
-def _write(run: Run, fitted: Fitted, measured: Measured, metrics: Figures) -> None:
+def _write(
+    run: Run, fitted: Fitted, measured: Measured, metrics: Figures, state: RunState
+) -> None:
     """Leave everything in the folder; the bundle last."""
     write_json(run.folder / "metrics.json", metrics)
     write_predictions(run, measured)
@@ -142,8 +150,9 @@ def _write(run: Run, fitted: Fitted, measured: Measured, metrics: Figures) -> No
         where = f"everything of the run is in {run.folder}"
         run.say(f"Nothing was trained, so there is no bundle; {where}")
         return
-    bundle = make_bundle(run, measured.calibration).save(run.folder / "bundle", overwrite=True)
-    run.say(f"The model is in {bundle}, everything of the run in {run.folder}")
+    bundle = make_bundle(run, measured.calibration, render_card(state.record, metrics))
+    where = bundle.save(run.folder / "bundle", overwrite=True)
+    run.say(f"The model is in {where}, everything of the run in {run.folder}")
 
 
 def _shown(value: float | None) -> str:

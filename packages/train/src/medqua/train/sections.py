@@ -17,6 +17,8 @@ Loss = Literal["bce", "focal"]
 Unit = Literal["image", "study"]
 Parallel = Literal["ddp", "fsdp"]
 Quantize = Literal["none", "nf4"]
+Tracker = Literal["tensorboard", "wandb", "mlflow"]
+Shared = Literal["plots", "paths"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,6 +205,13 @@ class EvaluationSection:
     choose_best: bool = True
     """Keep the checkpoint with the best macro AUROC on the validation split, not the last."""
 
+    patience: int = 0
+    """Evaluations without a better macro AUROC on the validation split after which training stops
+    early; 0 trains to the end."""
+
+    min_delta: float = 0.0
+    """By how much a macro AUROC must exceed the best so far to count as better."""
+
     untrained: bool = True
     """Evaluate the test split before training too."""
 
@@ -223,11 +232,24 @@ class EvaluationSection:
     """Coverage of intervals."""
 
     plots: bool = True
-    """Draw ROC and learning curves into the run folder."""
+    """Draw ROC, reliability and learning curves into the run folder."""
 
     def __post_init__(self) -> None:
         at_least("evaluation.batch_size", self.batch_size, 1)
         at_least("evaluation.bootstrap", self.bootstrap, 0)
+        at_least("evaluation.patience", self.patience, 0)
+        if not 0 <= self.min_delta < 1:
+            raise ConfigError(f"evaluation.min_delta = {self.min_delta}: needed 0 to below 1")
+        if self.patience and not self.choose_best:
+            raise ConfigError(
+                f"evaluation.patience = {self.patience} with evaluation.choose_best = false: a run "
+                "that stops early keeps its best checkpoint; leave choose_best on"
+            )
+        if self.min_delta and not self.patience:
+            raise ConfigError(
+                f"evaluation.min_delta = {self.min_delta} without evaluation.patience: set it to "
+                "the evaluations to wait"
+            )
         if not self.every > 0:
             raise ConfigError(f"evaluation.every = {self.every}: needed more than 0 epochs")
         if not 0 < self.confidence < 1:
@@ -257,8 +279,16 @@ class RunSection:
     timeout: float = 1800.0
     """Seconds after which waiting for another process is an error."""
 
-    tensorboard: bool = True
-    """Write TensorBoard logs into the run folder."""
+    trackers: tuple[Tracker, ...] = ("tensorboard",)
+    """Who is told the log and the figures: `tensorboard` (into the run folder), `wandb`
+    (`medqua-train[wandb]`), `mlflow` (`medqua-train[mlflow]`), several by comma; `[]` is nobody."""
+
+    project: str = "medqua"
+    """W&B project, or MLflow experiment."""
+
+    share: tuple[Shared, ...] = ()
+    """What trackers other than TensorBoard are given beside figures and settings: `plots`, the
+    pictures of the run, and `paths`, the settings that tell where files are."""
 
     prefix: str = ""
     """Folder for what the frozen layers answer to each image, computed once and shared by runs; no
@@ -269,5 +299,7 @@ class RunSection:
         at_least("run.threads", self.threads, 0)
         at_least("run.log_every", self.log_every, 1)
         at_least("run.checkpoint_every", self.checkpoint_every, 0)
+        if not self.project:
+            raise ConfigError("run.project is empty: name the project or experiment")
         if not self.timeout > 0:
             raise ConfigError(f"run.timeout = {self.timeout}: needed more than 0 seconds")

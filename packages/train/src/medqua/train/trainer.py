@@ -32,6 +32,7 @@ from medqua.train.arguments import micro_batch_size, parameter_groups, training_
 from medqua.train.checkpoint import WEIGHTS, Checkpoints, load_trained_state, trained_state
 from medqua.train.data.dataset import Collator, RadiographDataset, Sample
 from medqua.train.data.manifest import IGNORED
+from medqua.train.early import exhausted
 from medqua.train.losses import TaskLoss
 from medqua.train.metrics import macro_auroc
 from medqua.train.order import EpochOrder
@@ -341,6 +342,7 @@ class _Steps(TrainerCallback):
     ) -> TrainerControl:
         """Save where the recipe wants it, and stop together."""
         self.trainer.stop.heard()
+        self._stop_early(state, control)
         every = self.trainer.recipe.run.checkpoint_every
         if every and state.global_step % every == 0:
             control.should_save = True
@@ -348,6 +350,18 @@ class _Steps(TrainerCallback):
             self.trainer.stop.wanted = True
             control.should_training_stop = control.should_save = True
         return control
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> TrainerControl:
+        """Stop where the recipe's patience ends."""
+        self._stop_early(state, control)
+        return control
+
+    def _stop_early(self, state: TrainerState, control: TrainerControl) -> None:
+        evaluation = self.trainer.recipe.evaluation
+        if exhausted(state.log_history, evaluation.patience, evaluation.min_delta):
+            control.should_training_stop = True
 
 
 def _bare(optimizer: Any) -> torch.optim.Optimizer:

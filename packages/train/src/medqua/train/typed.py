@@ -41,7 +41,7 @@ def build(
         ConfigError: An unknown key (the nearest known one is named), a value of another type, or
             whatever the dataclass itself refuses.
     """
-    hints = {**_annotations(kind), **dict(sections or {})}
+    hints = {**annotations_of(kind), **dict(sections or {})}
     known = field_names(kind)
     for key in table:
         if key not in known:
@@ -128,7 +128,7 @@ def convert(value: Any, kind: Any, key: str) -> Any:
     raise ConfigError(f"{key} = {_shown(value)}: needed {_words(kind)}")
 
 
-def _annotations(kind: type) -> dict[str, Any]:
+def annotations_of(kind: type) -> dict[str, Any]:
     """Declared types; PEFT's configs are closed to `typing.get_type_hints`."""
     result: dict[str, Any] = {}
     for base in reversed(kind.__mro__):

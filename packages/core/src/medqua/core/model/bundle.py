@@ -5,6 +5,7 @@
     adapter/             PEFT's files, if there is an adapter
     processor/           tokenizer, image constants, chat template
     backbone/            the backbone, unless it is a hub model at a fixed commit
+    README.md            the model card, if its maker wrote one
 
 Serving opens a bundle with no options of preprocessing: all that decides a prediction is in it.
 """
@@ -54,6 +55,7 @@ INTENDED_USE = "Research use only, not for diagnosis."
 """What every bundle is for, unless its maker says otherwise."""
 
 _HEAD = "head.safetensors"
+_CARD = "README.md"
 _ADAPTER_TYPES = ("QUASAR", "LORA")
 
 
@@ -85,6 +87,8 @@ class Bundle:
     """Terms under which the weights may be used."""
     intended_use: str = INTENDED_USE
     """What the model is for, and what it is not for."""
+    card: str = ""
+    """Model card, in Markdown; empty leaves it out."""
 
     def __post_init__(self) -> None:
         n_labels = self.classifier.head.out_features
@@ -254,6 +258,7 @@ class Bundle:
             training_data=manifest.training_data,
             license=manifest.license,
             intended_use=manifest.intended_use,
+            card=(root / _CARD).read_text("utf-8") if _CARD in manifest.files else "",
         )
 
     @staticmethod
@@ -278,7 +283,7 @@ class Bundle:
         for path in needed:
             if path not in manifest.files:
                 raise BundleError(f"{path} is not among the bundle's files: export again")
-        rooms = {path.split("/")[0] for path in (*needed, "processor/")}
+        rooms = {path.split("/")[0] for path in (*needed, "processor/", _CARD)}
         for path in manifest.files:
             if path.split("/")[0] not in rooms:
                 raise BundleError(f"{path} belongs to no part of the bundle: export again")
@@ -322,6 +327,8 @@ class Bundle:
         self.backbone.processor.save_pretrained(root / "processor")
         head = self.classifier.head.state_dict()
         save_file({name: x.cpu().contiguous() for name, x in head.items()}, root / _HEAD)
+        if self.card:
+            (root / _CARD).write_text(self.card, "utf-8")
         for path in root.rglob("*"):
             path.chmod(0o755 if path.is_dir() else 0o644)
         calibration = self.calibration or Calibration.identity(len(self.labels))

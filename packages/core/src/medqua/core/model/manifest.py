@@ -26,7 +26,7 @@ SCHEMA = 1
 MANIFEST = "bundle.json"
 """Name of the file at the top of a bundle."""
 
-SUFFIXES = frozenset({".json", ".safetensors", ".jinja", ".txt", ".model"})
+SUFFIXES = frozenset({".json", ".safetensors", ".jinja", ".txt", ".model", ".md"})
 """Kinds of file that a bundle may hold: tables, weights, templates, vocabularies; no code."""
 
 

@@ -25,4 +25,10 @@ ArmName = Annotated[
     str | None,
     typer.Option("--arm", help="An arm of the experiment; `arms` lists them.", metavar="NAME"),
 ]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Check recipe, data, model and memory; write nothing.")
+]
+Processes = Annotated[
+    int, typer.Option(help="With --dry-run: processes on this machine.", metavar="N", min=1)
+]
 Debug = Annotated[bool, typer.Option("--debug", help="Show a traceback on an error.")]

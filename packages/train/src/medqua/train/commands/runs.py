@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.console import Console
@@ -12,11 +12,16 @@ from medqua.train.commands.options import (
     ArmName,
     AsJson,
     Debug,
+    DryRun,
     Output,
     Overrides,
+    Processes,
     RecipeFile,
     Resume,
 )
+
+if TYPE_CHECKING:
+    from medqua.train.recipe import Recipe
 
 VERBS: Mapping[str, str] = {
     "mimic": """Train on MIMIC-CXR-JPG, or on phantoms in its layout when no root is given.
@@ -85,11 +90,51 @@ def _verb(name: str) -> Callable[..., None]:
         arm: ArmName = None,
         as_json: AsJson = False,
         resume: Resume = False,
+        dry_run: DryRun = False,
+        processes: Processes = 1,
         debug: Debug = False,
     ) -> None:
+        if dry_run:
+            _look(_recipe(name, recipe, arm, overrides or ()), processes, as_json=as_json)
+            return
         _train(name, recipe, arm, overrides or (), output, as_json=as_json, resume=resume)
 
     return command
+
+
+def _recipe(name: str, own: Path | None, arm: str | None, overrides: Sequence[str]) -> "Recipe":
+    """The recipe of a command line."""
+    from medqua.core.errors import ConfigError
+    from medqua.train.arms import find_arm
+    from medqua.train.recipe import load_recipe
+
+    keys = find_arm(arm).overrides if arm else ()
+    recipe = load_recipe(own or name, [*keys, *overrides])
+    kind = getattr(recipe.data, "kind", "")
+    if kind != name:
+        raise ConfigError(f"{own} is a recipe of data.kind = {kind!r}: use the verb {kind}")
+    return recipe
+
+
+def _look(recipe: "Recipe", processes: int, *, as_json: bool) -> None:
+    """Show what a run would be; status 2 if it would not do."""
+    from medqua.core.errors import ConfigError
+    from medqua.train import distributed
+    from medqua.train.dry_run import check_processes, look_ahead, tables
+
+    check_processes(processes)
+    distributed.start(recipe.run.threads, recipe.run.timeout)
+    try:
+        outlook = look_ahead(recipe)
+        if distributed.is_main() and as_json:
+            print(json.dumps(outlook.to_dict()))
+        elif distributed.is_main():
+            for table in tables(outlook):
+                Console().print(table)
+    finally:
+        distributed.stop()
+    if outlook.problems:
+        raise ConfigError("; ".join(outlook.problems))
 
 
 def _train(
@@ -105,17 +150,11 @@ def _train(
     """Do a run and show its figures."""
     from medqua.core.errors import ConfigError
     from medqua.train import distributed
-    from medqua.train.arms import find_arm
     from medqua.train.display import result_tables
-    from medqua.train.recipe import load_recipe
     from medqua.train.record import new_folder
     from medqua.train.run import train
 
-    keys = find_arm(arm).overrides if arm else ()
-    recipe = load_recipe(own or name, [*keys, *overrides])
-    kind = getattr(recipe.data, "kind", "")
-    if kind != name:
-        raise ConfigError(f"{own} is a recipe of data.kind = {kind!r}: use the verb {kind}")
+    recipe = _recipe(name, own, arm, overrides)
     if resume and output is None:
         raise ConfigError("--resume needs --output: the run folder to go on with")
     distributed.start(recipe.run.threads, recipe.run.timeout)

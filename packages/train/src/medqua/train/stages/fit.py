@@ -5,16 +5,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from torch.utils.tensorboard import SummaryWriter
-
 from medqua.core.model.classifier import MedQuaClassifier
 from medqua.train import distributed
 from medqua.train.checkpoint import put_trained_state, trained_state
 from medqua.train.display import log_line
+from medqua.train.early import describe
 from medqua.train.model import build_model
 from medqua.train.record import RunState
 from medqua.train.sharding import is_sharded
 from medqua.train.stages.prepare import Run
+from medqua.train.trackers.opened import Trackers
 from medqua.train.trainer import MedQuaTrainer
 from medqua.train.zero_shot import ZeroShotClassifier
 
@@ -36,7 +36,7 @@ class Fitted:
         return max((int(line["step"]) for line in self.history), default=0)
 
 
-def fit(run: Run, state: RunState, *, resume: bool) -> Fitted:
+def fit(run: Run, state: RunState, trackers: Trackers, *, resume: bool) -> Fitted:
     """Train the classifier in place; a zero-shot one is left as it is.
 
     Raises:
@@ -46,14 +46,10 @@ def fit(run: Run, state: RunState, *, resume: bool) -> Fitted:
     recipe, folder = run.recipe, run.folder
     if isinstance(run.classifier, ZeroShotClassifier):
         return Fitted()
-    writer = None
-    if recipe.run.tensorboard and distributed.is_main():
-        writer = SummaryWriter(str(folder / "tensorboard"))
 
     def log(line: dict[str, float]) -> None:
         log_line(run.console, trainer.state.max_steps, line)
-        if writer is not None:
-            _to_tensorboard(writer, line)
+        trackers.log(line)
 
     trainer = MedQuaTrainer(
         run.classifier,
@@ -72,11 +68,15 @@ def fit(run: Run, state: RunState, *, resume: bool) -> Fitted:
     started = time.perf_counter()
     with trainer.stop.on_signals():
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    if writer is not None:
-        writer.close()
     if trainer.stop.wanted:
         run.console.print(f"Stopped. Go on with: --output {folder} --resume")
         raise KeyboardInterrupt
+    evaluation = recipe.evaluation
+    if evaluation.patience:
+        early = describe(trainer.state.log_history, evaluation.patience, evaluation.min_delta)
+        state.add(early_stopping=early)
+        if early["stopped"]:
+            run.say(f"Stopped early: best validation macro AUROC at step {early['best_step']}")
     if distributed.is_main():
         trainer.state.save_to_json(str(folder / "trainer_state" / "trainer_state.json"))
     skipped = set(run.splits["train"].unreadable())
@@ -96,9 +96,3 @@ def gathered(run: Run) -> Run:
     classifier, backbone = build_model(run.recipe, len(run.labels))
     put_trained_state(classifier, state, "the sharded model")
     return replace(run, classifier=classifier, backbone=backbone)
-
-
-def _to_tensorboard(writer: SummaryWriter, line: Mapping[str, float]) -> None:
-    for name, value in line.items():
-        if name not in ("step", "epoch"):
-            writer.add_scalar(name, value, int(line["step"]))

@@ -18,8 +18,8 @@ from medqua.train.stages.prepare import Run
 from medqua.train.zero_shot import ZeroShotClassifier
 
 
-def make_bundle(run: Run, calibration: Calibration) -> Bundle:
-    """The trained model with all that decides its predictions.
+def make_bundle(run: Run, calibration: Calibration, card: str = "") -> Bundle:
+    """The trained model with all that decides its predictions, and its card.
 
     Raises:
         ConfigError: Nothing was trained.
@@ -37,6 +37,7 @@ def make_bundle(run: Run, calibration: Calibration) -> Bundle:
         calibration=calibration,
         training_data={"name": manifest.source, "fingerprint": manifest.fingerprint},
         license=licence_of(kind, synthetic=run.data.synthetic),
+        card=card,
     )
 
 
