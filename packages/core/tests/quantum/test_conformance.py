@@ -292,13 +292,19 @@ print(peak() - before)
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
-def test_memory_of_gates_does_not_grow_with_depth():
-    def peak(depth):
-        arguments = [sys.executable, "-c", PEAK, "14", str(depth), "8", "gates"]
-        return int(subprocess.run(arguments, check=True, capture_output=True).stdout)  # KiB
+@pytest.mark.parametrize(
+    ("engine", "n", "depth", "state"),
+    [
+        ("gates", 14, 2, 2**14 * 8 * 8),  # of 8 tokens, complex64
+        ("fourier", 8, 5, 4**8 * 8 * 4),  # the Pauli strings of 8 observables, float32
+    ],
+)
+def test_memory_does_not_grow_with_depth(engine, n, depth, state):
+    def peak(layers):
+        arguments = [sys.executable, "-c", PEAK, str(n), str(layers), "8", engine]
+        return 1024 * int(subprocess.run(arguments, check=True, capture_output=True).stdout)
 
-    state = 2**14 * 8 * 8 // 1024  # of 8 tokens, complex64
-    shallow, deep = peak(2), peak(42)
+    shallow, deep = peak(depth), peak(depth + 40)
     assert shallow > state
     assert deep - shallow < 8 * state  # of 40 layers more: kept, they would be 40 states at least
 

