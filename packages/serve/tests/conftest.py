@@ -18,6 +18,12 @@ SMALL = TinyArchitecture(
 
 
 @pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    """Async tests run on asyncio."""
+    return "asyncio"
+
+
+@pytest.fixture(scope="session")
 def bundle_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle with an adapter and a random head, saved."""
     backbone = load_backbone(architecture=SMALL, seed=5)
