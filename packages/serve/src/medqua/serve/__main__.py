@@ -2,6 +2,7 @@
 
 hatch run serve:predict runs/mimic/bundle chest.dcm
 medqua-serve predict runs/mimic/bundle studies/ --json > findings.json
+medqua-serve export runs/mimic/bundle runs/mimic/export
 """
 
 import json
@@ -26,11 +27,6 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
-
-
-@app.callback()
-def _verbs() -> None:
-    """Keep the verb on the command line while there is one command only."""
 
 
 @app.command()
@@ -86,6 +82,55 @@ def predict(
 
         show(results, provenance)
     return _status(results)
+
+
+@app.command()
+def export(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder written by training.")],
+    output: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to make.")],
+    precision: Annotated[
+        str, typer.Option(help="Numbers of the backbone: fp32, fp16 or int8.")
+    ] = "fp32",
+    triton: Annotated[
+        bool, typer.Option("--triton", help="Lay the single-file graph out for Triton.")
+    ] = False,
+    validation: Annotated[
+        Path | None,
+        typer.Option(help="Parquet or CSV of images, with labels: what parity is measured on."),
+    ] = None,
+    image_root: Annotated[
+        Path | None, typer.Option(help="Folder that the table's paths start from.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Most images to measure on.", min=1)] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an export that is there.")
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the parity report as JSON on stdout.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show a traceback on an error.")] = False,
+) -> int:
+    """Write a bundle as ONNX graphs, held against the torch model before they may be used.
+
+    Examples:
+        medqua-serve export runs/mimic/bundle runs/mimic/export
+
+        medqua-serve export runs/mimic/bundle OUT --validation runs/mimic/manifest.parquet
+    """
+    warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")  # read by PEFT
+    from medqua.core.console import console
+    from medqua.serve.export import ExportOptions, export_bundle
+
+    options = ExportOptions(precision, triton, validation, image_root, limit, overwrite)
+    tell = (lambda _: None) if as_json else console.print
+    manifest = export_bundle(bundle, output, options, tell)
+    if as_json:
+        print(json.dumps(manifest.parity, indent=2, allow_nan=False))
+    else:
+        from medqua.serve.display import show_parity
+
+        show_parity(manifest)
+    return 0
 
 
 def _status(results: "list[Result]") -> int:

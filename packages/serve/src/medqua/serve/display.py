@@ -8,6 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from medqua.core.console import console
+from medqua.serve.manifest import ExportManifest
 from medqua.serve.pipeline import Provenance, Result
 
 LABEL_WIDTH, FILE_WIDTH = 30, 14
@@ -39,6 +40,38 @@ def show(results: Sequence[Result], provenance: Provenance) -> None:
         highlight=False,
     )
     console.print(escape(provenance.intended_use), style="bold", highlight=False)
+
+
+def show_parity(manifest: ExportManifest) -> None:
+    """Print how near an export is to the torch model."""
+    parity = manifest.parity
+    table = Table(title=f"Parity on {parity['count']} images", title_justify="left")
+    for column in ("", "logit", "probability", "routes", "AUROC"):
+        table.add_column(column, justify="left" if not column else "right")
+    names = {
+        "torch": "the torch model as it stands",
+        "stages": "stages",
+        "single": "single file",
+        "single_against_stages": "single file against stages",
+    }
+    for key, name in names.items():
+        if (figures := parity[key]) is not None:
+            auroc = figures["auroc"]
+            table.add_row(
+                name,
+                f"{figures['max_logit_error']:.1e}",
+                f"{figures['max_probability_error']:.1e}",
+                f"{figures['route_agreement']:.2%}",
+                "no labels" if auroc is None else f"{auroc['max_difference']:.1e}",
+            )
+    console.print(table)
+    console.print(
+        f"Largest absolute errors against {parity['reference']}. {manifest.precision}, "
+        f"opset {manifest.opset}, {len(manifest.files)} files.",
+        highlight=False,
+    )
+    if manifest.single is None:
+        console.print(f"No single-file graph: {manifest.single_absent}.", highlight=False)
 
 
 def _findings(results: Sequence[Result], provenance: Provenance) -> Table:
