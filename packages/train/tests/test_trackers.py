@@ -4,6 +4,7 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 
 import pytest
+import wandb
 from mlflow.tracking import MlflowClient
 from rich.console import Console
 
@@ -16,9 +17,7 @@ from medqua.train.trackers.shared import PATHS, scalars, settings, summary
 from medqua.train.typed import annotations_of, field_names
 
 pytestmark = [
-    pytest.mark.filterwarnings(
-        "ignore:The ``noload`` loader strategy"
-    ),  # mlflow's own
+    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy"),  # mlflow's own
     pytest.mark.filterwarnings("ignore::ResourceWarning"),  # sqlalchemy's pool outlives the client
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
 ]
@@ -45,6 +44,7 @@ def tracked(small, images: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
             folder,
             Console(quiet=True),
         )
+    wandb.teardown()  # its service writes the file to the end
     return folder
 
 
@@ -151,7 +151,7 @@ def test_a_tracker_that_fails_is_left_out_and_named_once(tmp_path):
 
 
 def test_a_store_that_is_out_of_reach_is_refused_by_name(small, images, tmp_path, monkeypatch):
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:////{tmp_path}/no/such/folder/mlflow.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "gopher://tracking")
     recipe = load_recipe("folder", [*small, f"data.root={images}", "run.trackers=mlflow"])
     with pytest.raises(ConfigError, match="MLFLOW_TRACKING_URI"):
         train(recipe, tmp_path / "run", Console(quiet=True))

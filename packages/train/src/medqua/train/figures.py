@@ -48,7 +48,7 @@ def draw_roc(
         axes.legend(
             title="AUROC", fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.02, 1.0)
         )
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_learning(path: Path, history: Sequence[Mapping[str, Any]], title: str) -> None:
@@ -74,7 +74,7 @@ def draw_learning(path: Path, history: Sequence[Mapping[str, Any]], title: str) 
     routes.set(ylabel="activation ratio", xlabel="optimiser step", ylim=(0, 1))
     if names:
         routes.legend(title="layer", frameon=False, fontsize=8, title_fontsize=8)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_differences(
@@ -124,7 +124,7 @@ def draw_differences(
         fontsize=9,
         loc="left",
     )
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_reliability(
@@ -155,7 +155,7 @@ def draw_reliability(
     axes.set(xlabel="probability that is told", ylabel="share of images with the finding")
     axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal", title="Calibration, all labels")
     axes.legend(frameon=False, fontsize=8)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_curve(path: Path, lines: Mapping[str, Sequence[tuple[float, float, float]]]) -> None:
@@ -188,7 +188,7 @@ def draw_curve(path: Path, lines: Mapping[str, Sequence[tuple[float, float, floa
     axes.set_xticks([], minor=True)
     axes.set(xlabel="share of the training patients", ylabel="test macro AUROC (sd over seeds)")
     axes.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.02, 1.0))
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def roc_curve(
@@ -221,7 +221,8 @@ def _series(history: Sequence[Mapping[str, Any]], name: str) -> tuple[list[int],
     return [int(line["step"]) for line in lines], [float(line[name]) for line in lines]
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a PNG, its folder too."""
     path.parent.mkdir(parents=True, exist_ok=True)
     FigureCanvasAgg(figure)
     figure.savefig(path, dpi=120)

@@ -10,7 +10,7 @@ import polars as pl
 from medqua.core.errors import ConfigError
 from medqua.core.findings.calibration import Calibration
 from medqua.core.model.bundle import Bundle
-from medqua.train.figures import draw_learning, draw_roc
+from medqua.train.figures import draw_learning, draw_reliability, draw_roc
 from medqua.train.licences import licence_of
 from medqua.train.predict import Predictions
 from medqua.train.stages.measure import Measured, targets_of
@@ -70,4 +70,9 @@ def draw(run: Run, measured: Measured, history: Sequence[Mapping[str, Any]]) -> 
     targets = targets_of(run, "test", measured.tested)
     plots, logits = run.folder / "plots", measured.tested.logits
     draw_roc(plots / "roc.png", logits, targets, run.labels, f"{title}, test")
-    draw_learning(plots / "learning.png", history, title)
+    before = 1 / (1 + np.exp(-logits.astype(np.float64)))
+    calibrated = measured.calibration(logits).astype(np.float64)
+    told = (("calibrated", calibrated[None]), ("as the model says", before[None]))
+    draw_reliability(plots / "reliability.png", told, targets)
+    if history:
+        draw_learning(plots / "learning.png", history, title)
