@@ -8,9 +8,10 @@ medqua-serve export runs/mimic/bundle runs/mimic/export
 import json
 import sys
 import warnings
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,7 +19,9 @@ from medqua.core.console import run
 from medqua.core.errors import ConfigError
 
 if TYPE_CHECKING:
+    from medqua.core.model.bundle import Bundle
     from medqua.serve.pipeline import Result
+    from medqua.serve.session import SessionOptions
 
 app = typer.Typer(
     help="Read radiographs with a trained bundle. Research use only, not for diagnosis.",
@@ -31,13 +34,31 @@ app = typer.Typer(
 
 @app.command()
 def predict(
-    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder written by training.")],
+    model: Annotated[
+        Path,
+        typer.Argument(metavar="BUNDLE", help="Folder written by training or by serve:export."),
+    ],
     files: Annotated[
         list[Path],
         typer.Argument(metavar="FILE...", help="DICOM, JPG or PNG files, or folders of them."),
     ],
     batch_size: Annotated[int, typer.Option(help="Images in one forward pass.", min=1)] = 8,
     device: Annotated[str, typer.Option(help="Where the model runs: cpu, cuda, cuda:1.")] = "cpu",
+    single: Annotated[
+        bool, typer.Option("--single", help="Of an export: run its single-file graph.")
+    ] = False,
+    target: Annotated[
+        str | None,  # CUDA-Q itself reads --target from the command line
+        typer.Option("--quantum-target", help="Of an export: CUDA-Q target of its circuits."),
+    ] = None,
+    shots: Annotated[
+        int | None, typer.Option(help="Of an export: measurements of each circuit.", min=1)
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Of an export: seed of those.")] = None,
+    on_loss: Annotated[
+        str,
+        typer.Option(help="Of an export: when the target is lost, exact, classical or fail."),
+    ] = "exact",
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON document on stdout, and nothing else.")
     ] = False,
@@ -51,29 +72,34 @@ def predict(
         medqua-serve predict runs/mimic/bundle chest.dcm
 
         medqua-serve predict runs/mimic/bundle studies/ --json > findings.json
+
+        medqua-serve predict runs/mimic/export chest.dcm --quantum-target ionq-emulated --shots 1000
     """
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")  # read by PEFT
-    import torch
-    from transformers.utils import logging
-
-    from medqua.core.model.bundle import Bundle
     from medqua.serve.pipeline import Provenance, predict_files
+    from medqua.serve.session import ServingSession, is_export
     from medqua.serve.sources import expand
 
-    try:
-        where = torch.device(device)
-    except RuntimeError:
-        raise ConfigError(f"device is {device!r}; give cpu, cuda, or cuda:N") from None
-    if where.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device is cuda, and torch finds no CUDA device; use cpu")
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    opened = Bundle.open(bundle, device=where)
-    provenance = Provenance.of(opened, bundle)
+    told: Mapping[str, Any]
+    if is_export(model):
+        options = _session_options(device, batch_size, single, target, shots, seed, on_loss)
+        opened: Bundle | ServingSession = ServingSession.open(model, options)
+        assert isinstance(opened, ServingSession)
+        provenance, told = Provenance.of_export(opened), opened.provenance()
+    else:
+        if single or target or shots or seed is not None or on_loss != "exact":
+            raise ConfigError(
+                "options of an export for a bundle, which says itself how its circuits are "
+                "evaluated: export it with serve:export, and give that folder"
+            )
+        opened = _open_bundle(model, device)
+        provenance = Provenance.of(opened, model)
+        told = asdict(provenance)
     results = list(predict_files(opened, expand(files), batch_size=batch_size))
     if as_json:
         document = {
             "schema": 1,
-            "provenance": asdict(provenance),
+            "provenance": told,
             "results": [result.to_dict() for result in results],
         }
         print(json.dumps(document, indent=2, allow_nan=False))
@@ -82,6 +108,41 @@ def predict(
 
         show(results, provenance)
     return _status(results)
+
+
+def _open_bundle(folder: Path, device: str) -> "Bundle":
+    """Open a bundle on a device that torch has."""
+    import torch
+    from transformers.utils import logging
+
+    from medqua.core.model.bundle import Bundle
+
+    try:
+        where = torch.device(device)
+    except RuntimeError:
+        raise ConfigError(f"device is {device!r}; give cpu, cuda, or cuda:N") from None
+    if where.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device is cuda, and torch finds no CUDA device; use cpu")
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    return Bundle.open(folder, device=where)
+
+
+def _session_options(
+    device: str,
+    batch_size: int,
+    single: bool,
+    target: str | None,
+    shots: int | None,
+    seed: int | None,
+    on_loss: str,
+) -> "SessionOptions":
+    """Return the options of an export that the command line names."""
+    from medqua.serve.quantum import QuantumOptions
+    from medqua.serve.results import on_loss_of
+    from medqua.serve.session import SessionOptions
+
+    quantum = QuantumOptions(target, shots, seed, on_loss=on_loss_of(on_loss))
+    return SessionOptions(device, batch_size=batch_size, single=single, quantum=quantum)
 
 
 @app.command()

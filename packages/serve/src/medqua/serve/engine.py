@@ -107,4 +107,11 @@ def open_engine(directory: Path, device: str = "cpu", threads: int = 1) -> Engin
 
         torch.set_num_threads(threads)
         return BundleEngine(directory, device)
-    raise BundleError(f"{directory} holds no bundle.json: give a folder written by training")
+    if (directory / "export.json").is_file():
+        from medqua.serve.session import ServingSession, SessionOptions
+
+        return ServingSession.open(directory, SessionOptions(device, threads))
+    raise BundleError(
+        f"no bundle.json or export.json in {directory}: give a folder written by training or by "
+        "serve:export"
+    )

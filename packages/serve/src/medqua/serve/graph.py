@@ -12,7 +12,6 @@ from medqua.core.errors import BundleError, ConfigError
 
 CUDA = "CUDAExecutionProvider"
 CPU = "CPUExecutionProvider"
-DEVICES = ("auto", "cpu", "cuda")
 ON_HOST = frozenset({"index", "angles", "depth", "logits", "probabilities", "routes"})
 """Outputs that the host reads."""
 
@@ -25,7 +24,7 @@ class Graph:
 
     Args:
         path: The `.onnx` file.
-        device: `cpu`, `cuda`, or `auto`: the GPU where ONNX Runtime really uses one.
+        device: `cpu`, `cuda`, `cuda:N`, or `auto`: the GPU where ONNX Runtime really uses one.
         threads: Threads of one operator; 0 leaves it to ONNX Runtime.
 
     Raises:
@@ -34,9 +33,10 @@ class Graph:
     """
 
     def __init__(self, path: Path, device: str = "auto", threads: int = 0) -> None:
-        wanted = [CPU]
-        if device != "cpu" and CUDA in ort.get_available_providers():
-            wanted.insert(0, CUDA)
+        kind, self._number = device_of(device)
+        wanted: list[Any] = [CPU]
+        if kind != "cpu" and CUDA in ort.get_available_providers():
+            wanted.insert(0, (CUDA, {"device_id": self._number}))
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
@@ -49,7 +49,7 @@ class Graph:
                 "newer one"
             ) from error
         self.providers: tuple[str, ...] = tuple(self._session.get_providers())
-        if device == "cuda" and CUDA not in self.providers:
+        if kind == "cuda" and CUDA not in self.providers:
             raise ConfigError(
                 f"device is cuda, and ONNX Runtime uses {', '.join(self.providers)}: install "
                 "onnxruntime-gpu with the CUDA libraries that it names, or choose cpu"
@@ -75,9 +75,23 @@ class Graph:
             else:
                 binding.bind_ortvalue_input(name, value)
         for name in self.outputs:
-            binding.bind_output(name, "cpu" if name in ON_HOST else self._device)
+            host = name in ON_HOST or self._device == "cpu"
+            binding.bind_output(name, "cpu" if host else "cuda", 0 if host else self._number)
         self._session.run_with_iobinding(binding)
         return dict(zip(self.outputs, binding.get_outputs(), strict=True))
+
+
+def device_of(name: str) -> tuple[str, int]:
+    """Return kind and number of a device: `auto`, `cpu`, `cuda` or `cuda:N`.
+
+    Raises:
+        ConfigError: Another name.
+    """
+    kind, colon, number = name.partition(":")
+    numbered = kind == "cuda" and number.isdecimal() if colon else kind in ("auto", "cpu", "cuda")
+    if not numbered:
+        raise ConfigError(f"device is {name!r}; give auto, cpu, cuda, or cuda:N")
+    return kind, int(number or 0)
 
 
 def providers_of(graphs: Sequence[Graph]) -> tuple[str, ...]:

@@ -5,8 +5,8 @@ result. Files are decoded in a process that can be killed, whatever their kind.
 """
 
 import time
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,15 @@ from medqua.core.findings.result import Findings
 from medqua.core.model.bundle import Bundle
 from medqua.core.model.manifest import MANIFEST, sha256
 from medqua.core.quantum.bottleneck import VariationalBottleneck
-from medqua.core.vision.image import Decoded, Decoder
+from medqua.core.vision.image import Decoded, Decoder, ImageSpec
 from medqua.core.vision.scope import unstated
+from medqua.serve.results import Refusal, Served
+from medqua.serve.session import ServingSession
+
+__all__ = ["Model", "Provenance", "Refusal", "Result", "Source", "predict_files"]
+
+Model = Bundle | ServingSession
+"""What names findings: a bundle run by torch, or an export of one."""
 
 Source = str | Path | tuple[str, bytes]
 """A path, or the name and the content of a file that came over a wire."""
@@ -40,7 +47,7 @@ class Provenance:
 
     engines: tuple[str, ...]
     """Engines of the adapter's quantum bottlenecks as configured (`auto`: the cheapest for each
-    batch); empty without an adapter."""
+    batch), of an export the paths of `medqua.serve.quantum`; empty without an adapter."""
 
     calibrated: bool
     """Whether any temperature differs from 1."""
@@ -68,16 +75,11 @@ class Provenance:
             intended_use=bundle.intended_use,
         )
 
-
-@dataclass(frozen=True)
-class Refusal:
-    """Why a file has no findings."""
-
-    error: str
-    """Class of the error: `UnreadableImageError` or `OutOfScopeError`."""
-
-    reason: str
-    """What was got and what is needed; no patient data."""
+    @classmethod
+    def of_export(cls, session: ServingSession) -> "Provenance":
+        """Describe an opened export; `session.provenance()` tells more."""
+        told = session.provenance()
+        return cls(**{field.name: told[field.name] for field in fields(cls)})
 
 
 @dataclass(frozen=True)
@@ -105,13 +107,16 @@ class Result:
             "source": self.source,
             "findings": None if self.findings is None else self.findings.to_dict()["findings"],
             "refusal": None if self.refusal is None else vars(self.refusal),
+            "quantum": self.findings.quantum.to_dict()
+            if isinstance(self.findings, Served)
+            else None,
             "notes": list(self.notes),
             "seconds": round(self.seconds, 4),
         }
 
 
 def predict_files(
-    bundle: Bundle,
+    model: Model,
     sources: Iterable[Source],
     *,
     batch_size: int = 8,
@@ -120,7 +125,7 @@ def predict_files(
     """Name the findings of files, one result a file, in order, as soon as their batch is done.
 
     Args:
-        bundle: An opened bundle; all preprocessing is written in it.
+        model: An opened bundle or export; all preprocessing is written in it.
         sources: Paths, or names with contents. Read lazily: a batch is in memory, not all.
         batch_size: Readable files in one forward pass.
         decoder: A decoder to share; by default one of its own, ended with the iteration.
@@ -138,11 +143,11 @@ def predict_files(
     try:
         pending: list[_Read] = []
         for source in sources:
-            pending.append(_read(source, bundle, decoder))
+            pending.append(_read(source, model.image, decoder))
             if sum(read.decoded is not None for read in pending) == batch_size:
-                yield from _infer(bundle, pending)
+                yield from _infer(model, pending)
                 pending = []
-        yield from _infer(bundle, pending)
+        yield from _infer(model, pending)
     finally:
         if own:
             decoder.close()
@@ -158,30 +163,40 @@ class _Read:
     seconds: float
 
 
-def _read(source: Source, bundle: Bundle, decoder: Decoder) -> _Read:
+def _read(source: Source, image: ImageSpec, decoder: Decoder) -> _Read:
     """Read one file; its refusal is a result, not an exception."""
     start = time.perf_counter()
     name, content = source if isinstance(source, tuple) else (str(source), source)
     decoded, refusal = None, None
     try:
-        decoded = decoder.read(content, bundle.image)
+        decoded = decoder.read(content, image)
     except ImageError as error:
         refusal = Refusal(type(error).__name__, str(error))
     return _Read(name, decoded, refusal, time.perf_counter() - start)
 
 
-def _infer(bundle: Bundle, reads: list[_Read]) -> Iterator[Result]:
+def _infer(model: Model, reads: list[_Read]) -> Iterator[Result]:
     """Run one forward pass for the readable ones of `reads`."""
     start = time.perf_counter()
     images = [read.decoded.image for read in reads if read.decoded is not None]
-    logits = bundle.logits(images, batch_size=max(1, len(images)))
-    if not np.isfinite(logits).all():
-        raise BundleError("the model's scores are not all finite numbers; train or export it again")
-    findings = iter(bundle.findings(logits))
+    answers = iter(_answers(model, images))
     share = (time.perf_counter() - start) / max(1, len(images))
     for read in reads:
         if read.decoded is None:
             yield Result(read.name, None, read.refusal, (), read.seconds)
+            continue
+        answer, notes = next(answers), unstated(read.decoded.header)
+        if isinstance(answer, Refusal):
+            yield Result(read.name, None, answer, (), read.seconds + share)
         else:
-            notes = unstated(read.decoded.header)
-            yield Result(read.name, next(findings), None, notes, read.seconds + share)
+            yield Result(read.name, answer, None, notes, read.seconds + share)
+
+
+def _answers(model: Model, images: list[np.ndarray]) -> Sequence[Findings | Refusal]:
+    """Return one answer an image."""
+    if isinstance(model, ServingSession):
+        return model.findings(images)
+    logits = model.logits(images, batch_size=max(1, len(images)))
+    if not np.isfinite(logits).all():
+        raise BundleError("the model's scores are not all finite numbers; train or export it again")
+    return model.findings(logits)

@@ -15,7 +15,6 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import get_args
 
 import numpy as np
 import torch
@@ -25,7 +24,7 @@ from medqua.core.errors import BundleError, ConfigError, MedQuaError, QuantumErr
 from medqua.core.quantum.bottleneck import VariationalBottleneck
 from medqua.core.quantum.noise import NoiseModel
 from medqua.serve.manifest import AdapterSpec
-from medqua.serve.results import OnLoss, QuantumPath
+from medqua.serve.results import OnLoss, QuantumPath, on_loss_of
 
 _SLACK = 1e-3
 """How far beyond [-1, 1] rounding may carry an expectation value."""
@@ -54,10 +53,7 @@ class QuantumOptions:
     """How long a target that was lost is not asked again."""
 
     def __post_init__(self) -> None:
-        if self.on_loss not in get_args(OnLoss):
-            raise ConfigError(
-                f"on_loss is {self.on_loss!r}: choose one of {', '.join(get_args(OnLoss))}"
-            )
+        on_loss_of(self.on_loss)
         if not self.rest_seconds >= 0:
             raise ConfigError(f"rest_seconds is {self.rest_seconds}: needed 0 or more")
 

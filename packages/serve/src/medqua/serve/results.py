@@ -1,8 +1,9 @@
 """What becomes of one image: findings with what made them, or a refusal."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
+from medqua.core.errors import ConfigError
 from medqua.core.findings.result import Findings
 
 OnLoss = Literal["exact", "classical", "fail"]
@@ -52,3 +53,16 @@ class Refusal:
 
     reason: str
     """What was got and what is needed; no patient data."""
+
+
+def on_loss_of(name: str) -> OnLoss:
+    """Return what a name says is done when a quantum target is lost.
+
+    Raises:
+        ConfigError: Another name.
+    """
+    known: tuple[OnLoss, ...] = get_args(OnLoss)
+    for choice in known:
+        if choice == name:
+            return choice
+    raise ConfigError(f"on_loss is {name!r}: choose one of {', '.join(known)}")

@@ -12,6 +12,7 @@ No part of the torch model is loaded. Torch itself is: it evaluates the circuits
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -26,7 +27,7 @@ from medqua.core.sealed import sha256
 from medqua.core.vision.image import Decoder, ImageSpec
 from medqua.core.vision.patches import check, cut
 from medqua.serve.geometry import decoder_tables, vision_tables
-from medqua.serve.graph import DEVICES, Graph, Value, providers_of
+from medqua.serve.graph import Graph, Value, device_of, providers_of
 from medqua.serve.manifest import MANIFEST, WEIGHTS, ExportManifest, Parts, read_export
 from medqua.serve.quantum import QuantumOptions, QuantumRuntime
 from medqua.serve.results import QuantumPath, QuantumRecord, Refusal, Served
@@ -49,7 +50,7 @@ class SessionOptions:
     """
 
     device: str = "auto"
-    """`cpu`, `cuda`, or `auto`: the GPU where ONNX Runtime really uses one."""
+    """`cpu`, `cuda`, `cuda:N`, or `auto`: the GPU where ONNX Runtime really uses one."""
     threads: int = 0
     """Threads of one operator; 0 leaves it to ONNX Runtime."""
     batch_size: int = 8
@@ -60,8 +61,7 @@ class SessionOptions:
     """How the circuits between the graphs are evaluated."""
 
     def __post_init__(self) -> None:
-        if self.device not in DEVICES:
-            raise ConfigError(f"device is {self.device!r}: choose one of {', '.join(DEVICES)}")
+        device_of(self.device)
         if self.threads < 0 or self.batch_size < 1:
             raise ConfigError(
                 f"threads = {self.threads}, batch_size = {self.batch_size}: needed at least 0, 1"
@@ -191,12 +191,17 @@ class ServingSession:
 
     def provenance(self) -> dict[str, Any]:
         """Return what produced results, as plain JSON values."""
-        quantum = self.options.quantum
+        quantum, paths = self.options.quantum, {"graph"} if self.options.single else set()
+        if self._quantum is not None:
+            paths = set(self._quantum.paths)
         return {
             "export": self.digest,
             "bundle": self.manifest.bundle,
             "backbone": self.manifest.backbone,
             "profile": self.image.profile,
+            "engines": tuple(sorted(paths)) if self.manifest.adapters else (),
+            "calibrated": any(t != 1 for t in self._parts.calibration.temperatures),
+            "version": version("medqua-core"),
             "precision": self.manifest.precision,
             "providers": list(self.providers),
             "graph": "single" if self.options.single else "stages",
