@@ -38,17 +38,24 @@ def exhausted(history: Sequence[Mapping[str, Any]], patience: int, min_delta: fl
     return bool(patience) and waited(scores, min_delta) >= patience
 
 
+def best_step(history: Sequence[Mapping[str, Any]]) -> int | None:
+    """Step of the best evaluation, the first of equals; None without one."""
+    lines = [line for line in history if math.isfinite(line.get(SCORE, math.nan))]
+    best = max(lines, key=lambda line: float(line[SCORE]), default=None)
+    return None if best is None else int(best["step"])
+
+
 def describe(
     history: Sequence[Mapping[str, Any]], patience: int, min_delta: float
 ) -> dict[str, Any]:
     """What `run.json` says of early stopping."""
-    lines = [line for line in history if math.isfinite(line.get(SCORE, math.nan))]
-    best = max(lines, key=lambda line: float(line[SCORE]), default=None)
+    step = best_step(history)
+    scores = [float(line[SCORE]) for line in history if SCORE in line and line["step"] == step]
     return {
         "patience": patience,
         "min_delta": min_delta,
         "stopped": exhausted(history, patience, min_delta),
         "last_step": max((int(line["step"]) for line in history), default=0),
-        "best_step": None if best is None else int(best["step"]),
-        "best_macro_auroc": None if best is None else float(best[SCORE]),
+        "best_step": step,
+        "best_macro_auroc": scores[0] if scores else None,
     }

@@ -51,13 +51,16 @@ def draw_roc(
     save_figure(figure, path)
 
 
-def draw_learning(path: Path, history: Sequence[Mapping[str, Any]], title: str) -> None:
+def draw_learning(
+    path: Path, history: Sequence[Mapping[str, Any]], title: str, chosen: int | None = None
+) -> None:
     """Training loss, validation macro AUROC and activation ratios over optimiser steps.
 
     Args:
         path: PNG file.
         history: Lines of the training log (`log_history` of transformers' trainer state).
         title: Over the plot.
+        chosen: Step of the checkpoint that was kept, marked; None marks nothing.
     """
     figure = Figure(figsize=(8.0, 6.0), layout="constrained")
     loss, score, routes = figure.subplots(3, 1, sharex=True)
@@ -67,6 +70,11 @@ def draw_learning(path: Path, history: Sequence[Mapping[str, Any]], title: str) 
     loss.legend(frameon=False, fontsize=8)
     score.plot(*_series(history, "eval_macro_auroc"), "o-", color="tab:orange")
     score.set(ylabel="validation\nmacro AUROC")
+    if chosen is not None:
+        for axes in (loss, score, routes):
+            axes.axvline(chosen, color="0.6", linewidth=0.9, linestyle="--", zorder=0)
+        low = score.get_ylim()[0]
+        score.annotate("kept ", (chosen, low), ha="right", va="bottom", fontsize=8, color="0.4")
     names = sorted({name for line in history for name in line if name.endswith("activation_ratio")})
     for name in names:
         layer = name.removeprefix("router/").removesuffix("/activation_ratio")
@@ -135,14 +143,16 @@ def draw_reliability(
 ) -> None:
     """Reliability diagram of all labels and seeds together, in bins of equally many answers.
 
+    Below it: how many answers there are by probability. Most are small, for findings are rare.
+
     Args:
         path: PNG file.
         arms: Title and probabilities `[S, N, L]` of each arm.
         targets: `[N, L]` of 1, 0 and `IGNORED`.
         bins: Points of each arm.
     """
-    figure = Figure(figsize=(5.6, 5.6), layout="constrained")
-    axes = figure.subplots()
+    figure = Figure(figsize=(5.6, 6.8), layout="constrained")
+    axes, counts = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
     axes.plot([0, 1], [0, 1], color="0.7", linewidth=0.8, linestyle=":")
     known = targets != IGNORED
     for (title, probabilities), marker in zip(arms, "osD^v", strict=False):
@@ -152,8 +162,10 @@ def draw_reliability(
         points = [(said[part].mean(), true[part].mean()) for part in parts if len(part)]
         x, y = zip(*points, strict=True)
         axes.plot(x, y, f"{marker}-", linewidth=1.2, markersize=4, label=title)
-    axes.set(xlabel="probability that is told", ylabel="share of images with the finding")
-    axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal", title="Calibration, all labels")
+        counts.hist(said, bins=25, range=(0.0, 1.0), histtype="step", linewidth=1.2)
+    axes.set(ylabel="share of images with the finding")
+    axes.set(xlim=(0, 1), ylim=(0, 1), title="Calibration, all labels")
+    counts.set(xlabel="probability that is told", ylabel="answers", yscale="log")
     axes.legend(frameon=False, fontsize=8)
     save_figure(figure, path)
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from medqua.train.figures import save_figure
 from medqua.train.markdown import number, table
@@ -82,6 +83,7 @@ def draw_sweep(path: Path, study: "optuna.Study", space: Space) -> None:
         numbers, np.maximum.accumulate(values), where="post", color="tab:orange", label="best"
     )
     first.set(xlabel="trial", ylabel="validation\nmacro AUROC")
+    first.xaxis.set_major_locator(MaxNLocator(integer=True))
     first.legend(frameon=False, fontsize=8, loc="lower right")
     for place, (key, dimension) in enumerate(dimensions.items()):
         axes = figure.add_subplot(grid[1 + place // PANELS, place % PANELS])
@@ -94,6 +96,11 @@ def draw_sweep(path: Path, study: "optuna.Study", space: Space) -> None:
         else:
             axes.plot(drawn, values, "o", markersize=4)
             axes.set_xscale("log" if dimension.log else "linear")
+            low, high = float(dimension.low or 0), float(dimension.high or 0)
+            edge = 0.05 * (high - low)
+            axes.set_xlim((low / 1.2, high * 1.2) if dimension.log else (low - edge, high + edge))
+            if dimension.whole:
+                axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel(key, fontsize=9)
         axes.tick_params(labelsize=8)
     save_figure(figure, path)

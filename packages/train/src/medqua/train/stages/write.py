@@ -10,6 +10,7 @@ import polars as pl
 from medqua.core.errors import ConfigError
 from medqua.core.findings.calibration import Calibration
 from medqua.core.model.bundle import Bundle
+from medqua.train.early import best_step
 from medqua.train.figures import draw_learning, draw_reliability, draw_roc
 from medqua.train.licences import licence_of
 from medqua.train.predict import Predictions
@@ -75,4 +76,5 @@ def draw(run: Run, measured: Measured, history: Sequence[Mapping[str, Any]]) -> 
     told = (("calibrated", calibrated[None]), ("as the model says", before[None]))
     draw_reliability(plots / "reliability.png", told, targets)
     if history:
-        draw_learning(plots / "learning.png", history, title)
+        kept = best_step(history) if run.recipe.evaluation.choose_best else None
+        draw_learning(plots / "learning.png", history, title, kept)
