@@ -137,9 +137,7 @@ def _metrics(
     }
 
 
-def _write(
-    run: Run, fitted: Fitted, measured: Measured, metrics: Figures, state: RunState
-) -> None:
+def _write(run: Run, fitted: Fitted, measured: Measured, metrics: Figures, state: RunState) -> None:
     """Leave everything in the folder; the bundle last."""
     write_json(run.folder / "metrics.json", metrics)
     write_predictions(run, measured)
