@@ -191,6 +191,7 @@ def test_a_sharded_run_leaves_a_bundle_like_any_other(shared: Path) -> None:
     assert (shared / "fsdp" / "bundle" / "bundle.json").is_file()
 
 
+@pytest.mark.slow
 def test_a_bfloat16_backbone_in_parts_trains_a_float32_adapter(
     keys: Callable[..., list[str]], launch: Launcher, tmp_path: Path
 ) -> None:
@@ -204,6 +205,7 @@ def test_a_bfloat16_backbone_in_parts_trains_a_float32_adapter(
     assert all(np.isfinite(value) for _, value in losses(tmp_path / "half"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_a_rank_that_routes_nothing_takes_part(
     keys: Callable[..., list[str]], launch: Launcher, tmp_path: Path, parallel: str
@@ -214,6 +216,7 @@ def test_a_rank_that_routes_nothing_takes_part(
     assert all(np.isfinite(value) for _, value in losses(tmp_path / "run"))
 
 
+@pytest.mark.slow
 def test_a_rank_that_dies_ends_the_others_and_the_run_resumes(
     keys: Callable[..., list[str]], launch: Launcher, tmp_path: Path
 ) -> None:
@@ -232,6 +235,7 @@ def test_a_rank_that_dies_ends_the_others_and_the_run_resumes(
     assert logged(tmp_path / "run") == logged(tmp_path / "alone")
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_rank_stops_all_with_a_checkpoint(
     keys: Callable[..., list[str]], launch: Launcher, tmp_path: Path
 ) -> None:
@@ -295,6 +299,7 @@ def same(first: Path, second: Path) -> None:
     assert logged(first) == logged(second)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [1, 5, 8])
 def test_a_killed_run_resumes_to_the_same_bits(
     keys: Callable[..., list[str]], launch: Launcher, whole: Path, tmp_path: Path, step: int
@@ -307,6 +312,7 @@ def test_a_killed_run_resumes_to_the_same_bits(
     same(whole, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_costs_only_steps(
     keys: Callable[..., list[str]], launch: Launcher, whole: Path, tmp_path: Path
 ) -> None:
