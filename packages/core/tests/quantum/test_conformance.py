@@ -252,6 +252,29 @@ def test_gates_have_gradients_where_their_angles_of_rotation_are_not_unique(axis
             torch.testing.assert_close(mine, theirs, **close(1e-12))
 
 
+@pytest.mark.parametrize("name", ENGINES)
+@pytest.mark.parametrize("tokens", [1, 3])
+@pytest.mark.parametrize("last_axis_first", [False, True])
+def test_what_is_handed_in_is_left_as_it_was(name, tokens, last_axis_first):
+    ansatz = Ansatz(3, 2)
+    generator = torch.Generator().manual_seed(2)
+    shape = (3, tokens) if last_axis_first else (tokens, 3)
+    memory = torch.randn(shape, generator=generator, dtype=torch.float64, requires_grad=True)
+    theta = torch.randn(ansatz.theta_shape, generator=generator, dtype=torch.float64)
+    theta.requires_grad_()
+    weights = torch.randn(tokens, 3, generator=generator, dtype=torch.float64)
+    before = [value.detach().clone() for value in (memory, theta, weights)]
+    angles = memory.T if last_axis_first else memory
+    first, second = (evaluate(name, ansatz, 2, angles, theta) for _ in range(2))
+    torch.testing.assert_close(first, second, **close(1e-12))
+    first.backward(weights, retain_graph=True)
+    kept = memory.grad.clone()
+    second.backward(weights)
+    torch.testing.assert_close(memory.grad, 2 * kept, **close(1e-12))
+    for value, was in zip((memory, theta, weights), before, strict=True):
+        assert torch.equal(value.detach(), was)
+
+
 @pytest.mark.parametrize("name", ["fourier", "dense", "gates"])
 def test_chunks_of_tokens_equal_tokens_alone(name, monkeypatch):
     from medqua.core.quantum.exact import chunk, dense, gates

@@ -97,7 +97,7 @@ class _Contract(torch.autograd.Function):
         basis = angles.new_empty(2, n, tokens)
         torch.cos(turned, out=basis[0])
         torch.sin(turned, out=basis[1])
-        z = turned  # no longer needed
+        z = torch.empty_like(turned)  # `turned` may be the caller's own memory
         slopes = angles.new_empty(n - first, n, tokens) if ctx.needs_input_grad[0] else None
         for chunk, part in chunks(angles, n, first, tokens):
             chunk.load(basis[..., part])
