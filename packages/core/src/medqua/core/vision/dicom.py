@@ -84,22 +84,36 @@ def read_dicom(
         UnreadableImageError: If it cannot be parsed or decoded, or has no pixels.
         OutOfScopeError: If its header is out of scope, or it has several frames.
     """
+    with distrust():
+        ds, header = parse(data, limits)
+        if scope == "chest":
+            check_scope(header)
+        check_frames(header)
+        pixels, photometric = frame_pixels(ds, header, limits)
+        if profile == "mimic-cxr-jpg":
+            return jpeg_round_trip(mimic_cxr_jpg(pixels, photometric)), header
+        if header.samples > 1 or header.photometric == "PALETTE COLOR":
+            return (pixels / np.float32(255)).astype(np.float32), header
+        display = Grayscale.from_dataset(ds, signed=header.signed, bits_stored=header.bits_stored)
+        return display.render(pixels), header
+
+
+def parse(data: bytes, limits: Limits) -> tuple[Dataset, Header]:
+    """Parse a file's content, under `distrust`; no pixel is decoded."""
+    ds = _parse(data, limits)
+    return ds, _header(ds)
+
+
+@contextmanager
+def distrust() -> Iterator[None]:
+    """Turn whatever parsers and codecs raise into an `UnreadableImageError` without their text.
+
+    Raises:
+        UnreadableImageError: For any error but an `ImageError` and a `MemoryError`.
+    """
     with _quiet():
         try:
-            ds = _parse(data, limits)
-            header = _header(ds)
-            if scope == "chest":
-                check_scope(header)
-            check_frames(header)
-            pixels, photometric = _pixels(ds, header, limits)
-            if profile == "mimic-cxr-jpg":
-                return jpeg_round_trip(mimic_cxr_jpg(pixels, photometric)), header
-            if header.samples > 1 or header.photometric == "PALETTE COLOR":
-                return (pixels / np.float32(255)).astype(np.float32), header
-            display = Grayscale.from_dataset(
-                ds, signed=header.signed, bits_stored=header.bits_stored
-            )
-            return display.render(pixels), header
+            yield
         except (ImageError, MemoryError):
             raise
         except RecursionError:
@@ -167,18 +181,18 @@ def _header(ds: Dataset) -> Header:
     bits_allocated = _integer(ds, "BitsAllocated", 0)
     bits_stored = _integer(ds, "BitsStored", bits_allocated)
     return Header(
-        modality=_term(ds, "Modality"),
-        sop_class=_term(ds, "SOPClassUID"),
+        modality=term(ds, "Modality"),
+        sop_class=term(ds, "SOPClassUID"),
         transfer_syntax=str(ds.file_meta.TransferSyntaxUID),
-        body_part=_term(ds, "BodyPartExamined"),
+        body_part=term(ds, "BodyPartExamined"),
         region_codes=_codes(ds, "AnatomicRegionSequence"),
         described=anatomy_words(str(ds.get(keyword) or "") for keyword in descriptions),
-        view_position=_term(ds, "ViewPosition"),
+        view_position=term(ds, "ViewPosition"),
         view_codes=_codes(ds, "ViewCodeSequence"),
-        laterality=_term(ds, "ImageLaterality") or _term(ds, "Laterality"),
-        row_direction=_term(ds, "PatientOrientation"),
-        presentation_intent=_term(ds, "PresentationIntentType"),
-        photometric=_term(ds, "PhotometricInterpretation"),
+        laterality=term(ds, "ImageLaterality") or term(ds, "Laterality"),
+        row_direction=term(ds, "PatientOrientation"),
+        presentation_intent=term(ds, "PresentationIntentType"),
+        photometric=term(ds, "PhotometricInterpretation"),
         rows=_integer(ds, "Rows", 0),
         columns=_integer(ds, "Columns", 0),
         frames=_integer(ds, "NumberOfFrames", 1),
@@ -191,8 +205,10 @@ def _header(ds: Dataset) -> Header:
     )
 
 
-def _pixels(ds: Dataset, header: Header, limits: Limits) -> tuple[npt.NDArray[np.integer], str]:
-    """Decode the one frame to stored values `[H, W]` and their photometric interpretation."""
+def frame_pixels(
+    ds: Dataset, header: Header, limits: Limits, frame: int = 0
+) -> tuple[npt.NDArray[np.integer], str]:
+    """Decode one frame to stored values `[H, W]` and their photometric interpretation."""
     if "PixelData" not in ds:
         kind = "floating-point" if "FloatPixelData" in ds or "DoubleFloatPixelData" in ds else "no"
         raise UnreadableImageError(
@@ -211,7 +227,7 @@ def _pixels(ds: Dataset, header: Header, limits: Limits) -> tuple[npt.NDArray[np
         raise UnreadableImageError(
             f"its transfer syntax ({name}) is not read; convert it to Explicit VR Little Endian"
         )
-    needed = (cells * header.bits_allocated + 7) // 8
+    needed = (cells * header.frames * header.bits_allocated + 7) // 8
     if header.photometric == "YBR_FULL_422":
         needed = needed * 2 // 3
     if syntax in NATIVE and len(ds.PixelData) < needed:
@@ -219,10 +235,11 @@ def _pixels(ds: Dataset, header: Header, limits: Limits) -> tuple[npt.NDArray[np
             f"it holds {len(ds.PixelData):,} of {needed:,} bytes of pixels; copy it again"
         )
     if syntax == uid.JPEGExtended12Bit and header.bits_stored > 8:
-        pixels = _jpeg_12_bits(ds, header)
+        pixels = _jpeg_12_bits(ds, header, frame)
     else:
         plugin = PLUGINS.get(syntax, "")
-        pixels = pixel_array(ds, decoding_plugin=plugin, correct_unused_bits=False)
+        index = frame if header.frames > 1 else None
+        pixels = pixel_array(ds, index=index, decoding_plugin=plugin, correct_unused_bits=False)
     if pixels.shape[:2] != (header.rows, header.columns):
         raise UnreadableImageError("its pixels do not have the size that the header announces")
     if header.photometric == "PALETTE COLOR":
@@ -237,10 +254,10 @@ def _pixels(ds: Dataset, header: Header, limits: Limits) -> tuple[npt.NDArray[np
     return stored_values(pixels, header.bits_stored, header.high_bit), header.photometric
 
 
-def _jpeg_12_bits(ds: Dataset, header: Header) -> npt.NDArray[np.uint16]:
+def _jpeg_12_bits(ds: Dataset, header: Header, frame: int) -> npt.NDArray[np.uint16]:
     """Decode JPEG Extended of 12 bits `[H, W]`, which pydicom holds GDCM unable to."""
     fragment = gdcm.Fragment()
-    fragment.SetByteStringValue(get_frame(ds.PixelData, 0, number_of_frames=1))
+    fragment.SetByteStringValue(get_frame(ds.PixelData, frame, number_of_frames=header.frames))
     fragments = gdcm.SequenceOfFragments.New()
     fragments.AddFragment(fragment)
     element = gdcm.DataElement(gdcm.Tag(0x7FE0, 0x0010))
@@ -273,7 +290,7 @@ def _first(ds: Dataset, keyword: str) -> Any:
     return value[0] if len(value) else None
 
 
-def _term(ds: Dataset, keyword: str) -> str:
+def term(ds: Dataset, keyword: str) -> str:
     """Return a coded attribute's first value in upper case, or an empty string."""
     return str(_first(ds, keyword) or "").strip(" \0").upper()[:64]
 
@@ -286,7 +303,7 @@ def _integer(ds: Dataset, keyword: str, default: int) -> int:
 
 def _codes(ds: Dataset, keyword: str) -> tuple[str, ...]:
     """Return the Code Values (0008,0100) of a code sequence."""
-    return tuple(_term(item, "CodeValue") for item in ds.get(keyword) or ())
+    return tuple(term(item, "CodeValue") for item in ds.get(keyword) or ())
 
 
 def _spacing(ds: Dataset) -> tuple[float, float] | None:

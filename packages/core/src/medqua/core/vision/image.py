@@ -144,6 +144,27 @@ class Decoder:
         image, header = self._sandbox.decode(data, spec.to_dict())
         return Decoded(image, None if header is None else Header.from_dict(header))
 
+    def read_stored(
+        self, source: str | Path | bytes
+    ) -> tuple[npt.NDArray[np.uint16] | npt.NDArray[np.int16], dict[str, Any]]:
+        """Read one file's stored values, always in the process that can be killed.
+
+        Args:
+            source: Path or content of the file.
+
+        Returns:
+            Stored values `[frames, rows, columns]` and their description, as told in
+            `medqua.core.vision.stored.read_stored`.
+
+        Raises:
+            UnreadableImageError: If the file cannot be read or decoded, or is over a limit.
+        """
+        return self._sandbox.decode_stored(read_bytes(source, self.limits))
+
+    def start(self) -> None:
+        """Start the decoding process before the first file needs it."""
+        self._sandbox.start()
+
     def close(self) -> None:
         """End the decoding process; a later `read` starts another."""
         self._sandbox.close()

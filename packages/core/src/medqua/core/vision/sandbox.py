@@ -14,8 +14,9 @@ import struct
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from types import TracebackType
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +25,10 @@ from medqua.core.errors import OutOfScopeError, UnreadableImageError
 from medqua.core.vision.limits import Limits
 
 FILES_PER_PROCESS = 1000
+STORED: dict[str, Any] = {"stored": True}
+"""The request for stored values, in place of an image specification."""
+REPLY_BYTES, DESCRIPTION_BYTES = 1 << 16, 1 << 24
+Taken = TypeVar("Taken")
 LENGTH = struct.Struct("<Q")
 ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "PYTHONPATH", "PYTHONHOME", "LANG", "LC_ALL")
 REFUSALS = {"UnreadableImageError": UnreadableImageError, "OutOfScopeError": OutOfScopeError}
@@ -56,20 +61,29 @@ class Sandbox:
             UnreadableImageError: If it cannot be decoded, or decoding ran past a limit.
             OutOfScopeError: If the header is out of scope.
         """
-        if self._owner != os.getpid():
-            self._start_over()
+        reply, image = self._exchange(
+            data, spec, lambda reply, pixels: _image(pixels, reply["shape"], spec["size"])
+        )
+        header = reply.get("header")
+        return image, header if isinstance(header, dict) else None
+
+    def decode_stored(
+        self, data: bytes
+    ) -> tuple[npt.NDArray[np.uint16] | npt.NDArray[np.int16], dict[str, Any]]:
+        """Decode a file's content to stored values; see `medqua.core.vision.stored.read_stored`.
+
+        Raises:
+            UnreadableImageError: If it cannot be decoded, or decoding ran past a limit.
+        """
+        reply, cells = self._exchange(
+            data, STORED, lambda reply, pixels: _cells(pixels, reply["description"])
+        )
+        return cells, reply["description"]
+
+    def start(self) -> None:
+        """Start the process, which takes a second, before the first file needs it."""
         with self._lock:
-            try:
-                reply, payload = self._ask(data, spec)
-            except (OSError, EOFError, ValueError, KeyError, TypeError):
-                raise UnreadableImageError(self._post_mortem()) from None
-            if "error" in reply:
-                if reply.get("fatal"):
-                    self._stop()
-                error = REFUSALS.get(str(reply["error"]), UnreadableImageError)
-                raise error(str(reply.get("message", ""))[:500])
-            header = reply.get("header")
-            return payload, header if isinstance(header, dict) else None
+            self._running()
 
     def close(self) -> None:
         """End the process; a later `decode` starts another."""
@@ -103,9 +117,26 @@ class Sandbox:
         self._files = 0
         self._timed_out = False
 
-    def _ask(
-        self, data: bytes, spec: dict[str, Any]
-    ) -> tuple[dict[str, Any], npt.NDArray[np.float32]]:
+    def _exchange(
+        self, data: bytes, spec: dict[str, Any], check: Callable[[dict[str, Any], bytearray], Taken]
+    ) -> tuple[dict[str, Any], Taken]:
+        """Ask, and raise what the reply refuses or what it must not be."""
+        if self._owner != os.getpid():
+            self._start_over()
+        with self._lock:
+            try:
+                reply, payload = self._ask(data, spec)
+                taken = None if payload is None else check(reply, payload)
+            except (OSError, EOFError, ValueError, KeyError, TypeError):
+                raise UnreadableImageError(self._post_mortem()) from None
+            if taken is None:
+                if reply.get("fatal"):
+                    self._stop()
+                error = REFUSALS.get(str(reply.get("error")), UnreadableImageError)
+                raise error(str(reply.get("message", ""))[:500])
+            return reply, taken
+
+    def _ask(self, data: bytes, spec: dict[str, Any]) -> tuple[dict[str, Any], bytearray | None]:
         """Send one file and wait for the reply, no longer than the wall limit."""
         process = self._running()
         self._timed_out = False
@@ -116,23 +147,15 @@ class Sandbox:
             if process.stdin is None or process.stdout is None:
                 raise EOFError
             write_message(process.stdin, json.dumps(spec).encode(), data)
-            reply = json.loads(read_exactly(process.stdout, 1 << 16))
+            stored = spec == STORED
+            head = read_exactly(process.stdout, DESCRIPTION_BYTES if stored else REPLY_BYTES)
+            reply = json.loads(head)
             if "error" in reply:
-                return reply, np.empty((0, 0), np.float32)
-            payload = read_exactly(process.stdout, 4 * self.limits.pixels)
-            return reply, self._checked(payload, reply["shape"], spec["size"])
+                return reply, None
+            most = self.limits.data_bytes if stored else 4 * self.limits.pixels
+            return reply, read_exactly(process.stdout, most)
         finally:
             watchdog.cancel()
-
-    def _checked(self, payload: bytearray, shape: Any, size: int | None) -> npt.NDArray[np.float32]:
-        """Take a reply's pixels for what they must be."""
-        height, width = (int(side) for side in shape)
-        image = np.frombuffer(payload, np.float32).reshape(height, width)
-        if size is not None and image.shape != (size, size):
-            raise ValueError
-        if not (image.size and image.min() >= 0 and image.max() <= 1):  # a NaN fails as well
-            raise ValueError
-        return image
 
     def _running(self) -> "subprocess.Popen[bytes]":
         """Return a living process that has not served its number of files."""
@@ -187,6 +210,29 @@ class Sandbox:
         except subprocess.TimeoutExpired:
             process.kill()
             return process.wait()
+
+
+def _image(payload: bytearray, shape: Any, size: int | None) -> npt.NDArray[np.float32]:
+    """Take a reply's pixels for what they must be."""
+    height, width = (int(side) for side in shape)
+    image = np.frombuffer(payload, np.float32).reshape(height, width)
+    if size is not None and image.shape != (size, size):
+        raise ValueError
+    if not (image.size and image.min() >= 0 and image.max() <= 1):  # a NaN fails as well
+        raise ValueError
+    return image
+
+
+def _cells(
+    payload: bytearray, description: dict[str, Any]
+) -> npt.NDArray[np.uint16] | npt.NDArray[np.int16]:
+    """Take a reply's stored values for what they must be."""
+    shape = tuple(int(description[side]) for side in ("frames", "rows", "columns"))
+    if min(shape) < 1:
+        raise ValueError
+    if description["signed"]:
+        return np.frombuffer(payload, np.int16).reshape(shape)
+    return np.frombuffer(payload, np.uint16).reshape(shape)
 
 
 def write_message(stream: IO[bytes], *parts: bytes) -> None:

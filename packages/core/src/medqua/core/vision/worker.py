@@ -10,12 +10,14 @@ import os
 import resource
 import sys
 from dataclasses import asdict
+from typing import Any
 
 from medqua.core.errors import ImageError
 from medqua.core.vision.dicom import read_dicom  # noqa: F401 loads the codecs before the first file
 from medqua.core.vision.image import ImageSpec, decode_image
 from medqua.core.vision.limits import Limits
-from medqua.core.vision.sandbox import read_exactly, write_message
+from medqua.core.vision.sandbox import STORED, read_exactly, write_message
+from medqua.core.vision.stored import read_stored
 
 PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS = 4, 38
 
@@ -36,16 +38,22 @@ def main(memory_bytes: int, cpu_seconds: int) -> None:
             return
         _allow_cpu(cpu_seconds)
         try:
-            decoded = decode_image(data, ImageSpec.from_dict(spec), limits)
+            if spec == STORED:
+                cells, description = read_stored(data, limits)
+                reply: dict[str, Any] = {"description": description}
+                payload = cells.tobytes()
+            else:
+                decoded = decode_image(data, ImageSpec.from_dict(spec), limits)
+                header = None if decoded.header is None else asdict(decoded.header)
+                reply = {"shape": decoded.image.shape, "header": header}
+                payload = decoded.image.tobytes()
         except ImageError as error:
             write_message(replies, _refusal(type(error).__name__, str(error)))
         except MemoryError:
             reason = f"decoding it needs over {memory_bytes >> 20} MiB; the file is hostile or huge"
             write_message(replies, _refusal("UnreadableImageError", reason, fatal=True))
         else:
-            header = None if decoded.header is None else asdict(decoded.header)
-            reply = {"shape": decoded.image.shape, "header": header}
-            write_message(replies, json.dumps(reply).encode(), decoded.image.tobytes())
+            write_message(replies, json.dumps(reply).encode(), payload)
 
 
 def _refusal(name: str, message: str, *, fatal: bool = False) -> bytes:
