@@ -1,0 +1,135 @@
+"""Parts of the page that are written as HTML: every value of a file or a model is escaped."""
+
+from collections.abc import Sequence
+from html import escape
+from typing import Any
+
+from medqua.ui.findings import Reading
+from medqua.ui.studies import Refusal, Session
+
+BANNER = """
+<header id="banner"><strong>MedQua</strong>
+<span id="research">Research use only. Not a medical device, not for diagnosis.</span></header>
+"""
+
+VIEWER = '<iframe id="viewer" src="/viewer/index.html" title="Image viewer"></iframe>'
+
+MASK = "••••••"
+"""Shown in place of a masked value."""
+
+HELP = """
+**Open** DICOM, JPG or PNG files, or a ZIP of them: drop them on the picture or on *Open files*.
+A file that cannot be opened is listed with the reason; the others are not touched.
+
+**Window and level**: drag on the picture. The list beside the tools has the file's own windows
+and VOI LUTs. Press `?` in the picture for all keys; Tab goes there, and the arrow keys in
+*Studies* change the study.
+
+**Lengths** say what they rest on: Pixel Spacing, or the detector's (Imager Pixel Spacing), which
+makes what lies in the patient look larger than it is. Without either they are in pixels.
+
+**Header**: values that may identify the patient are masked. *Reveal* shows them and is written
+to the audit log.
+
+**Files** stay in a private folder of the server and are deleted when the last tab is closed, with
+*Close all studies*, and by age.
+
+Research use only. Not a medical device, not for diagnosis.
+"""
+
+
+def told(opened: int, refused: int, *, done: bool) -> str:
+    """Tell how far an upload is."""
+    if not done:
+        return f'<p role="status">Opening &hellip; {opened + refused} done</p>'
+    parts = [_count(opened, "study", "studies") + " opened"] if opened or not refused else []
+    parts += [_count(refused, "file", "files") + " not opened"] if refused else []
+    return f'<p role="status">{", ".join(parts)}.</p>'
+
+
+def refusals(files: Sequence[Refusal]) -> str:
+    """List files that were not opened, with the reason of each."""
+    if not files:
+        return ""
+    items = "".join(
+        f"<li><strong>{escape(file.file)}</strong><br>{escape(file.reason)}</li>" for file in files
+    )
+    head = '<section id="refused" aria-label="Not opened"><h3>Not opened</h3>'
+    return f"{head}<ul>{items}</ul></section>"
+
+
+def worklist(session: Session, filter_by: str = "") -> list[tuple[str, str]]:
+    """Return the studies' texts and names, those whose text holds what is searched for."""
+    wanted = filter_by.casefold()
+    texts = [(f"{s.file} — {s.summary}", s.name) for s in session.studies.values()]
+    return [(text, name) for text, name in texts if wanted in text.casefold()]
+
+
+def no_findings(sentence: str) -> str:
+    """Say why there are no findings."""
+    return f'<p class="quiet">{escape(sentence)}</p>'
+
+
+def findings(reading: Reading) -> str:
+    """Show findings, the likeliest first, with the classical-only result beside them."""
+    if reading.refusal:
+        return no_findings(f"No findings: {reading.refusal}")
+    both = any(row.classical is not None for row in reading.rows)
+    head = "<th>Finding</th><th>Probability</th>"
+    if both:
+        head += "<th>Classical only</th><th>Difference</th>"
+    rows = []
+    for row in sorted(reading.rows, key=lambda row: -row.probability):
+        cells = (
+            f'<th scope="row">{escape(row.label)}</th><td><meter min="0" max="1" '
+            f'value="{row.probability:.4f}" aria-hidden="true"></meter>'
+            f"{100 * row.probability:.1f} %</td>"
+        )
+        if row.classical is not None:
+            difference = 100 * (row.probability - row.classical)
+            cells += f"<td>{100 * row.classical:.1f} %</td><td>{difference:+.1f}</td>"
+        rows.append(f"<tr>{cells}</tr>")
+    notes = "".join(f"<li>{escape(note)}</li>" for note in reading.notes)
+    facts = "".join(
+        f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>"
+        for name, value in reading.provenance.items()
+    )
+    facts += f"<dt>Time</dt><dd>{reading.seconds:.2f} s</dd>"
+    return (
+        '<p class="quiet">Calibrated probabilities. Classical only: the same model with its '
+        "quantum path taken away; difference in percentage points.</p>"
+        f'<table id="findings"><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
+        f'<ul class="quiet">{notes}</ul><dl class="facts">{facts}</dl>'
+    )
+
+
+def tag_table(rows: Sequence[dict[str, Any]], look: str, *, revealed: bool) -> str:
+    """Show a header, personal values masked unless revealed; masked ones are never searched.
+
+    Args:
+        rows: As told by `medqua.core.vision.tags`.
+        look: What tag, name or shown value must hold; empty for all.
+        revealed: Show personal values.
+    """
+    if not rows:
+        return no_findings("A JPG or PNG has no header.")
+    wanted, lines = look.casefold().strip(), []
+    for row in rows:
+        masked = row["personal"] and not revealed
+        value = "" if masked else row["value"]
+        if wanted not in f"{row['tag']} {row['name']} {value}".casefold():
+            continue
+        level = f"<i>{'&rsaquo; ' * row['level']}</i>" if row["level"] else ""
+        kind = ' class="personal"' if row["personal"] else ""
+        shown = MASK if masked else value
+        lines.append(
+            f'<tr{kind}><td title="{escape(row["vr"])}">{level}{escape(row["tag"])}</td>'
+            f'<th scope="row">{escape(row["name"])}</th><td>{escape(shown)}</td></tr>'
+        )
+    count = f'<p class="quiet" role="status">{len(lines)} of {len(rows)} elements</p>'
+    head = "<thead><tr><th>Tag</th><th>Name</th><th>Value</th></tr></thead>"
+    return f"{count}<table>{head}<tbody>{''.join(lines)}</tbody></table>"
+
+
+def _count(number: int, one: str, many: str) -> str:
+    return f"{number} {one if number == 1 else many}"

@@ -1,0 +1,220 @@
+"""What a session has opened, in a private folder that is emptied.
+
+Every browser has a session, known by a cookie that no script can read. Its files lie in a folder
+that only the server's user can enter, under names that nobody can guess, and go when the last tab
+is closed, when the user says so, and by age. Memory holds names and states alone.
+"""
+
+import gzip
+import json
+import os
+import secrets
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+PREFIX = "medqua-ui-"
+
+
+@dataclass(frozen=True)
+class Study:
+    """One file of a session that could be read."""
+
+    name: str
+    """Unguessable, and all that a browser is told of where it lies."""
+    file: str
+    """Name that the user's machine gave it; shown to the user alone, never logged."""
+    digest: str
+    """SHA-256 of its content, hexadecimal: what the audit log calls it."""
+    summary: str
+    """Modality, view and size, for the worklist."""
+    folder: Path
+    """Where its parts lie."""
+
+    @property
+    def pixels(self) -> Path:
+        """Stored values, little endian."""
+        return self.folder / f"{self.name}.pixels"
+
+    def compressed(self) -> Path:
+        """Return the stored values as gzip, made when first asked for."""
+        path = self.folder / f"{self.name}.pixels.gz"
+        if not path.exists():
+            scratch = path.with_name(f"{secrets.token_hex(8)}.part")
+            scratch.write_bytes(gzip.compress(self.pixels.read_bytes(), 1, mtime=0))
+            scratch.replace(path)
+        return path
+
+    @property
+    def description(self) -> Path:
+        """What `Decoder.read_stored` tells, without tags, as JSON."""
+        return self.folder / f"{self.name}.json"
+
+    @property
+    def content(self) -> Path:
+        """The file as it came."""
+        return self.folder / f"{self.name}.file"
+
+    def tags(self) -> list[dict[str, Any]]:
+        """Return the rows of the tag table, values included."""
+        rows: list[dict[str, Any]] = json.loads((self.folder / f"{self.name}.tags").read_bytes())
+        return rows
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """One file of a session that could not be read."""
+
+    file: str
+    """Name that the user's machine gave it."""
+    reason: str
+    """What was got and what to do, in a sentence."""
+
+
+@dataclass
+class Session:
+    """A browser's studies, in the order they came."""
+
+    folder: Path
+    """Private folder."""
+    used: float
+    """When it was last heard of, in seconds of the clock."""
+    studies: dict[str, Study] = field(default_factory=dict)
+    """By name."""
+    refusals: list[Refusal] = field(default_factory=list)
+    """Files not opened."""
+    tabs: set[str] = field(default_factory=set)
+    """Open pages, by Gradio's name for them."""
+    revealed: set[str] = field(default_factory=set)
+    """Names of studies whose personal data this session has asked to see."""
+
+    def add(
+        self, file: str, content: bytes, cells: npt.NDArray[Any], description: dict[str, Any]
+    ) -> Study:
+        """Keep a file that was read.
+
+        Args:
+            file: Name that the user's machine gave it.
+            content: The whole file.
+            cells: Stored values `[frames, rows, columns]`, 16 bits.
+            description: As told by `medqua.core.vision.stored.read_stored`.
+        """
+        name = secrets.token_urlsafe(18)
+        words = [description[key] for key in ("modality", "body_part", "view")]
+        words.append(f"{description['columns']} × {description['rows']}")
+        if description["frames"] > 1:
+            words.append(f"{description['frames']} frames")
+        summary = " · ".join(word for word in words if word)
+        study = Study(name, file, sha256(content).hexdigest(), summary, self.folder)
+        rows = description.get("tags", [])
+        told = {key: value for key, value in description.items() if key != "tags"}
+        study.pixels.write_bytes(np.ascontiguousarray(cells, cells.dtype.newbyteorder("<")).data)
+        study.description.write_text(json.dumps(told, allow_nan=False))
+        (self.folder / f"{name}.tags").write_text(json.dumps(rows))
+        study.content.write_bytes(content)
+        self.studies[name] = study
+        return study
+
+    def empty(self) -> None:
+        """Delete all files and forget them."""
+        self.studies.clear()
+        self.refusals.clear()
+        self.revealed.clear()
+        for path in self.folder.iterdir():
+            path.unlink(missing_ok=True)
+
+
+class Sessions:
+    """All sessions of a server, under one private folder (mode 0700)."""
+
+    def __init__(
+        self,
+        parent: Path | None = None,
+        *,
+        keep_seconds: float = 8 * 3600,
+        leave_seconds: float = 60,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Make the folder, and remove those of servers that died.
+
+        Args:
+            parent: Folder to make it in; the system's for temporary files by default.
+            keep_seconds: Age since last use after which a session's files are deleted.
+            leave_seconds: Time after the last tab is closed until they are: a reload closes too.
+            clock: Seconds; for tests.
+        """
+        where = Path(parent or tempfile.gettempdir())
+        _remove_orphans(where)
+        self.root = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir=where))
+        self.uploads = self.root / "uploads"
+        self.uploads.mkdir(mode=0o700)
+        self.keep_seconds, self.leave_seconds, self.clock = keep_seconds, leave_seconds, clock
+        self._sessions: dict[str, Session] = {}
+        self._lock = threading.Lock()
+
+    def begin(self) -> str:
+        """Begin a session and return its secret name."""
+        token = secrets.token_urlsafe(32)
+        folder = self.root / secrets.token_hex(16)
+        folder.mkdir(mode=0o700)
+        with self._lock:
+            self._sessions[token] = Session(folder, self.clock())
+        return token
+
+    def get(self, token: str | None) -> Session | None:
+        """Return a session by its secret name, and note that it is used; None if there is none."""
+        with self._lock:
+            session = self._sessions.get(token or "")
+            if session is not None:
+                session.used = self.clock()
+            return session
+
+    def leave(self, token: str, tab: str) -> None:
+        """Note that a tab was closed."""
+        with self._lock:
+            if session := self._sessions.get(token):
+                session.tabs.discard(tab)
+                session.used = self.clock()
+
+    def sweep(self) -> int:
+        """Delete the sessions that are over and return how many they were."""
+        now = self.clock()
+        with self._lock:
+            over = [token for token, session in self._sessions.items() if self._over(session, now)]
+            gone = [self._sessions.pop(token) for token in over]
+        for session in gone:
+            shutil.rmtree(session.folder, ignore_errors=True)
+        return len(gone)
+
+    def _over(self, session: Session, now: float) -> bool:
+        left = bool(session.studies) and not session.tabs
+        return now - session.used > (self.leave_seconds if left else self.keep_seconds)
+
+    def close(self) -> None:
+        """Delete everything."""
+        with self._lock:
+            self._sessions.clear()
+        shutil.rmtree(self.root, ignore_errors=True)
+
+
+def _remove_orphans(where: Path) -> None:
+    """Remove folders of this user whose server no longer runs."""
+    for folder in where.glob(f"{PREFIX}*-*"):
+        pid = folder.name.removeprefix(PREFIX).split("-")[0]
+        if not pid.isdecimal() or folder.is_symlink() or folder.stat().st_uid != os.getuid():
+            continue
+        try:
+            os.kill(int(pid), 0)
+        except ProcessLookupError:
+            shutil.rmtree(folder, ignore_errors=True)
+        except PermissionError:
+            continue  # a process of another user has taken the number

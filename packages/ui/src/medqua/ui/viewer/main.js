@@ -1,0 +1,170 @@
+// The page: buttons, keys, messages from the application around it, files dropped on it.
+
+import { attachGestures } from "./gestures.js";
+import { fetchStudy, StudyError } from "./study.js";
+import { Viewer } from "./viewer.js";
+
+const HELLO = "Drop DICOM, JPG or PNG files, or a ZIP of them, here.\nThey stay on the server that this page came from.";
+const AGAIN_AFTER = 3000;
+
+const parts = Object.fromEntries([...document.querySelectorAll("[id]")].map((e) => [e.id, e]));
+const options = new URLSearchParams(location.search);
+let tool = "window";
+let opening = null;
+
+const viewer = new Viewer(parts, options.get("renderer"), changed);
+window.viewer = viewer; // for tests and for the curious; it holds nothing that this page has not
+viewer.clear(HELLO);
+attachGestures(viewer, () => tool);
+
+const actions = {
+  invert: () => viewer.invert(),
+  fit: () => viewer.fit(),
+  one: () => viewer.oneToOne(),
+  left: () => viewer.turn(-1),
+  right: () => viewer.turn(1),
+  flip: () => viewer.flip(false),
+  flop: () => viewer.flip(true),
+  reset: () => viewer.reset(),
+  help: () => parts.help.showModal(),
+};
+
+const keys = [
+  ["W P Z M", "drag: window and level, pan, zoom, ruler"],
+  ["Drag", "what the tool says; right button zooms, middle button or Shift pans"],
+  ["Two fingers", "zoom and pan"],
+  ["Wheel", "zoom; scrolls frames where there are several (Ctrl zooms)"],
+  ["← →", "narrower or wider window"],
+  ["↑ ↓", "level up or down"],
+  ["Shift + arrows", "pan"],
+  ["+ −", "zoom in or out"],
+  ["[ ]", "previous or next window preset or VOI LUT"],
+  ["I", "invert"],
+  ["F, 1, 0", "fit, one to one, as opened"],
+  ["R, Shift+R", "turn right, left"],
+  ["H, V", "flip left to right, top to bottom"],
+  ["Page ↑ ↓, Home, End", "frames"],
+  ["O", "hide or show texts and marks"],
+  ["Delete", "remove the last ruler; with Shift all"],
+  ["?", "this list"],
+];
+parts.keys.append(...keys.flatMap(([key, what]) => {
+  const [dt, dd] = [document.createElement("dt"), document.createElement("dd")];
+  [dt.textContent, dd.textContent] = [key, what];
+  return [dt, dd];
+}));
+
+const onKey = {
+  w: () => choose("window"), p: () => choose("pan"), z: () => choose("zoom"), m: () => choose("ruler"),
+  i: actions.invert, f: actions.fit, 1: actions.one, 0: actions.reset,
+  r: actions.right, R: actions.left, h: actions.flip, v: actions.flop,
+  "+": () => viewer.zoom(1.25), "=": () => viewer.zoom(1.25), "-": () => viewer.zoom(0.8),
+  "[": () => step(-1), "]": () => step(1),
+  o: () => { viewer.annotated = !viewer.annotated; viewer.schedule(); },
+  ArrowLeft: (shift) => (shift ? viewer.pan(-40, 0) : viewer.dragWindow(-20, 0)),
+  ArrowRight: (shift) => (shift ? viewer.pan(40, 0) : viewer.dragWindow(20, 0)),
+  ArrowUp: (shift) => (shift ? viewer.pan(0, -40) : viewer.dragWindow(0, -20)),
+  ArrowDown: (shift) => (shift ? viewer.pan(0, 40) : viewer.dragWindow(0, 20)),
+  PageUp: () => viewer.setFrame(viewer.frame - 1), PageDown: () => viewer.setFrame(viewer.frame + 1),
+  Home: () => viewer.setFrame(0), End: () => viewer.setFrame(viewer.study.frames - 1),
+  Delete: (shift) => { viewer.rulers.splice(shift ? 0 : -1); viewer.schedule(); },
+};
+
+document.addEventListener("keydown", (event) => {
+  if (event.ctrlKey || event.metaKey || event.altKey || parts.help.open) return;
+  if (["SELECT", "INPUT"].includes(event.target.tagName) && event.key.length > 1) return;
+  if (event.key === "?") return void actions.help();
+  const key = event.shiftKey ? event.key : event.key.replace(/^[A-Z]$/, (letter) => letter.toLowerCase());
+  const act = onKey[key] ?? onKey[key.toLowerCase()];
+  if (!act || !viewer.study) return;
+  event.preventDefault();
+  act(event.shiftKey);
+});
+
+parts.bar.addEventListener("click", (event) => {
+  const button = event.target.closest("button");
+  if (button?.dataset.tool) choose(button.dataset.tool);
+  else if (button?.dataset.do === "help") actions.help();
+  else if (button && viewer.study) actions[button.dataset.do]();
+});
+parts.presets.addEventListener("change", () => viewer.choose(Number(parts.presets.value)));
+parts.frame.addEventListener("input", () => viewer.setFrame(Number(parts.frame.value) - 1));
+
+function choose(name) {
+  tool = name;
+  parts.stage.dataset.tool = name;
+  for (const button of parts.bar.querySelectorAll("[data-tool]")) {
+    button.setAttribute("aria-pressed", String(button.dataset.tool === name));
+  }
+}
+
+function step(by) {
+  const count = viewer.choices.length;
+  viewer.choose((viewer.choice < 0 ? 0 : viewer.choice + by + count) % count);
+}
+
+/** After every picture: bring the controls in line with it. */
+function changed() {
+  const { study } = viewer;
+  for (const button of parts.bar.querySelectorAll("[data-do]")) {
+    button.disabled = !study && button.dataset.do !== "help";
+  }
+  parts.bar.querySelector("[data-do=invert]").setAttribute("aria-pressed", String(Boolean(study) && viewer.inverted));
+  parts.presets.disabled = !study;
+  parts.frames.hidden = !study || study.frames < 2;
+  if (!study) return parts.presets.replaceChildren();
+  const names = viewer.choices.map((choice) => choice.name);
+  if (viewer.choice < 0) names.push("By hand");
+  if (names.join("\n") !== [...parts.presets.options].map((o) => o.text).join("\n")) {
+    parts.presets.replaceChildren(...names.map((name, i) => new Option(name, String(i))));
+  }
+  parts.presets.selectedIndex = viewer.choice < 0 ? names.length - 1 : viewer.choice;
+  parts.frame.max = String(study.frames);
+  parts.frame.value = String(viewer.frame + 1);
+  parts["frame-number"].textContent = `${viewer.frame + 1} of ${study.frames}`;
+}
+
+/** Open a study by its name; the last one asked for wins. */
+async function open(name) {
+  opening?.abort();
+  const mine = (opening = new AbortController());
+  viewer.clear("Loading …");
+  try {
+    const study = await fetchStudy(name, mine.signal);
+    if (mine !== opening) return;
+    viewer.show(study);
+    parts.pose.textContent = `Picture of ${study.columns} by ${study.rows} pixels is shown.`;
+    document.documentElement.dataset.study = name;
+  } catch (error) {
+    if (mine !== opening || mine.signal.aborted) return;
+    viewer.clear(error instanceof StudyError ? error.message : "This picture cannot be shown in this browser.");
+    if (error.cause === "unreachable") setTimeout(() => mine === opening && open(name), AGAIN_AFTER);
+    else if (!(error instanceof StudyError)) console.error(error);
+  }
+}
+
+function close() {
+  opening?.abort();
+  opening = null;
+  delete document.documentElement.dataset.study;
+  viewer.clear(HELLO);
+}
+
+window.addEventListener("message", (event) => {
+  if (event.origin !== location.origin || event.source !== window.parent) return;
+  if (typeof event.data?.open === "string") open(event.data.open);
+  if (event.data?.close) close();
+});
+
+// A file dropped on the picture goes where one dropped beside it goes.
+document.addEventListener("dragover", (event) => event.preventDefault());
+document.addEventListener("drop", (event) => {
+  event.preventDefault();
+  const input = window.parent !== window && window.parent.document.querySelector("#files input[type=file]");
+  if (!input || !event.dataTransfer.files.length) return;
+  input.files = event.dataTransfer.files;
+  input.dispatchEvent(new Event("change", { bubbles: true }));
+});
+
+if (options.get("study")) open(options.get("study"));
+if (window.parent !== window) window.parent.postMessage({ viewer: "ready" }, location.origin);

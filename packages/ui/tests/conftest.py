@@ -1,0 +1,167 @@
+"""A browser, the real server in a process of its own, and what pages must not do."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, BrowserContext, Frame, Page, Playwright, sync_playwright
+
+FLAGS = [
+    "--no-sandbox",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--force-color-profile=srgb",
+    "--enable-unsafe-swiftshader",  # WebGL2 where there is no graphics card
+]
+
+
+@dataclass
+class Watch:
+    """What a page did that it must not do."""
+
+    address: str
+    external: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+
+    def on(self, page: Page) -> None:
+        page.on("request", lambda request: self._request(request.url))
+        page.on("console", lambda text: text.type == "error" and self.errors.append(text.text))
+        page.on("pageerror", lambda error: self.errors.append(str(error)))
+
+    def _request(self, url: str) -> None:
+        if not url.startswith((self.address, "data:", "blob:")):
+            self.external.append(url)
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    found = shutil.which("chromium") or shutil.which("google-chrome")
+    if found is None and os.environ.get("CI"):
+        pytest.fail("no Chromium on PATH: .ci/run installs it (apt-get install chromium)")
+    if found is None:
+        pytest.skip("no Chromium on PATH: install it to run the browser tests")
+    return found
+
+
+@pytest.fixture(scope="session")
+def playwright() -> Iterator[Playwright]:
+    with sync_playwright() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def browser(playwright: Playwright, chromium: str) -> Iterator[Browser]:
+    browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
+    yield browser
+    browser.close()
+
+
+@dataclass(frozen=True)
+class Server:
+    """The running server."""
+
+    address: str
+    audit: Path
+    temporary: Path
+
+    @property
+    def root(self) -> Path:
+        (root,) = self.temporary.glob("medqua-ui-*")
+        return root
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The server as a user starts it, without a model."""
+    folder = tmp_path_factory.mktemp("server")
+    audit, temporary = folder / "audit.jsonl", folder / "tmp"
+    temporary.mkdir()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "medqua.ui", "--port", "0", "--audit", str(audit)],
+        stdout=subprocess.PIPE,
+        env=os.environ | {"TMPDIR": str(temporary), "OMP_NUM_THREADS": "1"},
+        text=True,
+    )
+    assert process.stdout is not None
+    found = re.search(r"http://\S+", process.stdout.readline())
+    assert found is not None
+    yield Server(found.group(0), audit, temporary)
+    process.terminate()
+    process.wait(20)
+    process.stdout.close()
+    assert not list(temporary.glob("medqua-ui-*")), "uploads outlive the server"
+
+
+@pytest.fixture
+def watch(server: Server) -> Iterator[Watch]:
+    """Fails the test that made a request to elsewhere or an error in the console."""
+    watch = Watch(server.address)
+    yield watch
+    assert watch.external == []
+    assert watch.errors == []
+
+
+@pytest.fixture
+def context(browser: Browser, server: Server, watch: Watch) -> Iterator[BrowserContext]:
+    """A browser of its own: its own cookies, and so its own session."""
+    context = browser.new_context(viewport={"width": 1280, "height": 800})
+    context.on("page", watch.on)
+    yield context
+    context.close()
+
+
+@dataclass(frozen=True)
+class App:
+    """The application's page."""
+
+    page: Page
+
+    @property
+    def viewer(self) -> Frame:
+        """The viewer's frame."""
+        (frame,) = [frame for frame in self.page.frames if "/viewer/" in frame.url]
+        return frame
+
+    def drop(self, *paths: Path) -> None:
+        """Give files to the page, and wait until all of them are dealt with."""
+        self.page.set_input_files("#files input[type=file]", list(paths))
+        self.page.locator("#status", has_text=re.compile("opened\\.")).wait_for(timeout=60_000)
+
+    def shown(self) -> str:
+        """Wait for a picture and return its study's name."""
+        self.viewer.wait_for_selector("html[data-study]", state="attached", timeout=20_000)
+        name = self.viewer.locator("html").get_attribute("data-study")
+        assert name is not None
+        return name
+
+
+def open_app(context: BrowserContext, server: Server) -> App:
+    """Open the application's page and wait until it takes files."""
+    page = context.new_page()
+    page.goto(server.address)
+    page.wait_for_selector("#files input[type=file]", state="attached", timeout=20_000)
+    page.frame_locator("#viewer").locator("#notice", has_text="Drop").wait_for()
+    return App(page)
+
+
+@pytest.fixture
+def app(context: BrowserContext, server: Server) -> App:
+    """The application's page, ready for files."""
+    return open_app(context, server)
+
+
+@pytest.fixture
+def another_app(browser: Browser, server: Server, watch: Watch) -> Iterator[App]:
+    """The page of somebody else."""
+    context = browser.new_context(viewport={"width": 1280, "height": 800})
+    context.on("page", watch.on)
+    yield open_app(context, server)
+    context.close()
