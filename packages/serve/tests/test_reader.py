@@ -152,6 +152,6 @@ async def test_observer_is_told(bundle_folder: Path):
 
 
 async def test_a_folder_that_is_no_bundle(tmp_path: Path):
-    with pytest.raises(BundleError, match="no bundle.json"):
+    with pytest.raises(BundleError, match="no bundle"):
         async with Reader.open(tmp_path, SETTINGS):
             pass

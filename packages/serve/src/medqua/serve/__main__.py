@@ -194,6 +194,82 @@ def export(
     return 0
 
 
+@app.command("app")
+def serve_app(
+    model: Annotated[
+        Path,
+        typer.Argument(metavar="BUNDLE", help="Folder written by training or by serve:export."),
+    ],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="KEY=VALUE", help="Settings, such as listen.port=8080."),
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="Settings as TOML.")] = None,
+    debug: Annotated[bool, typer.Option("--debug", help="Show a traceback on an error.")] = False,
+) -> int:
+    """Serve a model over HTTP; without settings on this machine alone.
+
+    Examples:
+        medqua-serve app runs/mimic/bundle
+
+        medqua-serve app runs/mimic/export --config serve.toml listen.port=9000
+    """
+    from medqua.serve.app import create_app
+    from medqua.serve.metrics import log_to_stderr
+    from medqua.serve.server import serve
+    from medqua.serve.settings import Settings
+
+    settings = Settings.load(config, overrides or ())
+    log_to_stderr()
+    serve(create_app(model, settings), settings)
+    return 0
+
+
+@app.command()
+def key() -> int:
+    """Make an API key: print it, and the SHA-256 by which settings know it."""
+    from medqua.serve.security import new_key
+
+    secret, digest = new_key()
+    print(f"key     {secret}\nsha256  {digest}")
+    return 0
+
+
+@app.command()
+def batch(
+    model: Annotated[
+        Path,
+        typer.Argument(metavar="BUNDLE", help="Folder written by training or by serve:export."),
+    ],
+    source: Annotated[
+        Path,
+        typer.Argument(metavar="IN", help="Folder, ZIP, image, or CSV or Parquet of paths."),
+    ],
+    output: Annotated[Path, typer.Argument(metavar="OUT.parquet", help="Table to write.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="KEY=VALUE", help="Settings, such as batching.max_batch_size=16."),
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="Settings as TOML.")] = None,
+    debug: Annotated[bool, typer.Option("--debug", help="Show a traceback on an error.")] = False,
+) -> int:
+    """Read many files into one table; ended in any way, the same command goes on.
+
+    Exit status: 0 all files were read; 1 some were refused; 2 wrong use, or a bad bundle.
+    """
+    import asyncio
+
+    from medqua.serve.offline import run_batch
+    from medqua.serve.progress import batch_progress
+    from medqua.serve.settings import Settings
+
+    settings = Settings.load(config, overrides or ())
+    with batch_progress() as progress:
+        done = asyncio.run(run_batch(model, source, output, settings, progress=progress))
+    print(f"{done.read} read, {done.files - done.read} refused, {done.resumed} by an earlier run")
+    return int(done.read < done.files)
+
+
 def _status(results: "list[Result]") -> int:
     """Return 0 if every file has findings, else 1."""
     return int(any(result.findings is None for result in results))

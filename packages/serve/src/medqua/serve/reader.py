@@ -169,7 +169,7 @@ class Reader:
     async def read_image(
         self, image: np.ndarray, deadline: float, priority: Priority = Priority.NORMAL
     ) -> dict[str, Any]:
-        """Read an image `[H, W]` float32 in [0, 1] that is decoded already; the caller holds a place.
+        """Read an image `[H, W]` float32 in [0, 1]; the caller holds a place.
 
         Raises:
             DeadlineError: It was not read in time.

@@ -36,7 +36,7 @@ class WorkerLostError(MedQuaError):
     """An image that twice was in a worker's hands when it was lost."""
 
 
-class _Lost(Exception):
+class _LostError(Exception):
     """The process is gone, or did not answer."""
 
 
@@ -70,7 +70,7 @@ class _Worker:
         self._processes.append(process)
         try:
             told = self._receive(START_SECONDS)
-        except _Lost:
+        except _LostError:
             self.stop()
             raise BundleError(
                 "a worker ended before the model was open: is memory short?"
@@ -84,16 +84,16 @@ class _Worker:
         """Have a batch `[B, H, W]` float32 read.
 
         Raises:
-            _Lost: The process is gone, or did not answer within `seconds`; it is ended.
+            _LostError: The process is gone, or did not answer within `seconds`; it is ended.
         """
         try:
             if self._connection is None:
-                raise _Lost
+                raise _LostError
             self._connection.send(batch)
             return self._receive(seconds)
-        except (_Lost, OSError):
+        except (_LostError, OSError):
             self.stop()
-            raise _Lost from None
+            raise _LostError from None
 
     def stop(self) -> None:
         """End the process."""
@@ -108,13 +108,13 @@ class _Worker:
 
     def _receive(self, seconds: float) -> Any:
         if self._connection is None:
-            raise _Lost
+            raise _LostError
         try:
             if not self._connection.poll(seconds):
-                raise _Lost
+                raise _LostError
             return self._connection.recv()
         except (EOFError, OSError):
-            raise _Lost from None
+            raise _LostError from None
 
 
 class Workers:
@@ -180,17 +180,17 @@ class Workers:
             images: `[H, W]` float32 in [0, 1].
 
         Returns:
-            Findings of each, or why there are none: `WorkerLostError` for one that lost two workers.
+            Findings of each, or why there are none: `WorkerLostError` where two workers were lost.
         """
         try:
             return await self._ask(images)
-        except _Lost:
+        except _LostError:
             pass
         results: list[dict[str, Any] | MedQuaError] = []
         for image in images:
             try:
                 results += await self._ask([image])
-            except _Lost:
+            except _LostError:
                 results.append(
                     WorkerLostError("reading this image ended the model's process twice; try again")
                 )
@@ -211,7 +211,7 @@ class Workers:
         call = loop.run_in_executor(self._threads, worker.ask, batch, seconds)
         try:
             answer = await call
-        except _Lost:
+        except _LostError:
             self._on_loss()
             task = asyncio.create_task(self._revive(worker))
             self._revivals.add(task)
