@@ -175,7 +175,7 @@ def test_reports_say_what_is_there(tree: Path):
         text = (tree / "files" / "p90" / f"p{subject}" / f"s{study}.txt").read_text()
         assert "SYNTHETIC" in text
         if study in truth.filter(pl.col("finding") == "Pneumothorax")["study_id"]:
-            assert "pneumothorax with a visible pleural edge" in text.lower()
+            assert "pneumothorax" in text.lower() or "pleural air" in text.lower()
 
 
 def test_bytes_do_not_depend_on_the_number_of_processes(tree: Path, tmp_path: Path):

@@ -14,8 +14,8 @@ from medqua.train.data.sections import PhantomSection
 NOTICE = "PHANTOMS: synthetic images, not patients"
 """Said whenever they stand in for a data set."""
 
-VERSION = 1
-"""Raised whenever equal parameters would give other images."""
+VERSION = 2
+"""Raised whenever equal parameters would give other images or reports."""
 
 
 def phantom_tree(section: PhantomSection, say: Callable[[str], None]) -> Path:

@@ -1,7 +1,6 @@
-"""The files of one phantom study: DICOM objects, their JPG twins, and a report."""
+"""The files of one phantom study: DICOM objects and their JPG twins."""
 
 import datetime
-from collections.abc import Mapping
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -24,23 +23,6 @@ from medqua.train.data.phantom.detector import Storage
 
 FIELD_OF_VIEW = 360.0
 """Width of the detector, in millimetres."""
-
-PHRASES: Mapping[str, str] = {
-    "Atelectasis": "plate-like atelectasis at the lung base",
-    "Cardiomegaly": "enlargement of the cardiac silhouette",
-    "Consolidation": "focal consolidation with air bronchograms",
-    "Edema": "perihilar haze and septal lines, pulmonary edema",
-    "Enlarged Cardiomediastinum": "widening of the mediastinum",
-    "Fracture": "displaced rib fractures",
-    "Lung Lesion": "a rounded lung lesion",
-    "Lung Opacity": "hazy lung opacity",
-    "Pleural Effusion": "pleural effusion with a meniscus",
-    "Pleural Other": "pleural thickening along the lateral wall",
-    "Pneumonia": "patchy opacity, pneumonia",
-    "Pneumothorax": "pneumothorax with a visible pleural edge",
-    "Support Devices": "support devices in place",
-}
-"""Finding -> what a report says of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,25 +70,6 @@ def write_image(
         if compress:
             ds.compress(JPEG2000Lossless, generate_instance_uid=False)
         ds.save_as(folder / f"{identity.image}.dcm", enforce_file_format=True)
-
-
-def report(patient: Patient) -> str:
-    """A short report that says what the causes did."""
-    seen = [f"{PHRASES[name]}{_side(name, cause.side)}" for name, cause in patient.causes.items()]
-    findings = ". ".join(text[0].upper() + text[1:] for text in seen)
-    if set(patient.causes) <= {"Support Devices"}:
-        findings = f"{findings}. " if findings else ""
-        findings += "The lungs are clear. No pleural effusion or pneumothorax"
-    impression = "; ".join(seen) if seen else "no acute abnormality"
-    return (
-        " SYNTHETIC PHANTOM, NOT A PATIENT\n\n FINDINGS:\n\n"
-        f" {findings}.\n\n IMPRESSION:\n\n {impression[0].upper() + impression[1:]}.\n"
-    )
-
-
-def _side(name: str, side: int) -> str:
-    central = ("Cardiomegaly", "Edema", "Enlarged Cardiomediastinum", "Support Devices")
-    return "" if name in central else f" on the {'right' if side < 0 else 'left'}"
 
 
 def _dataset(

@@ -39,9 +39,10 @@ from medqua.train.data.phantom.causes import (
     next_study,
 )
 from medqua.train.data.phantom.detector import Storage, expose, store
-from medqua.train.data.phantom.files import Identity, report, write_image
+from medqua.train.data.phantom.files import Identity, write_image
+from medqua.train.data.phantom.wording import report
 
-VERSION: Final = 1
+VERSION: Final = 2
 """Raised whenever equal parameters would give other bytes."""
 
 SUBJECTS: Final = 90_000_000
@@ -49,6 +50,9 @@ SUBJECTS: Final = 90_000_000
 
 STUDIES: Final = 95_000_000
 """Study ids begin above this; those of MIMIC begin with 5."""
+
+REPORTS: Final = 0x7E97
+"""Sets the generators of reports apart from those of images."""
 
 SPLITS: Final = {"train": 0.70, "validate": 0.10, "test": 0.20}
 """Share of patients in each official split. (MIMIC's own validate and test are about 1 %.)"""
@@ -213,7 +217,9 @@ def _write_patient(root: Path, parameters: PhantomParameters, index: int) -> lis
             rows.append(
                 _row(identity, exposure, split) | {"labels": label, "causes": patient.causes}
             )
-        (folder / f"s{study}.txt").write_text(report(patient))
+        wording = np.random.default_rng([parameters.seed, index, number, REPORTS])
+        text = report(label["chexpert"], patient.causes, wording)
+        (folder / f"s{study}.txt").write_text(text)
     return rows
 
 

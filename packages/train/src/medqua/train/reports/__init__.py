@@ -1,0 +1,1 @@
+"""Reports: read, learned, written, judged by their labels, and found again."""
