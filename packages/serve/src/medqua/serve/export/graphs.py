@@ -215,11 +215,10 @@ class TableBottleneck(nn.Module):
     def __init__(self, circuit: VariationalBottleneck) -> None:
         super().__init__()
         n = circuit.ansatz.n_qubits
-        self.n, self.first = n, split(n)
+        self.n, self.first, self.depths = n, split(n), circuit.ansatz.max_depth + 1
         make, theta = HeisenbergTable(circuit.ansatz, circuit.noise), circuit.theta.detach()
-        depths = range(circuit.ansatz.max_depth + 1)
-        tables = torch.stack([make(theta, d, torch.float64) for d in depths])
-        axes = tables.reshape(len(depths), n, 3**self.first, -1).mT  # [depths, n, 3^last, 3^first]
+        tables = torch.stack([make(theta, d, torch.float64) for d in range(self.depths)])
+        axes = tables.reshape(self.depths, n, 3**self.first, -1).mT  # [depths, n, 3^last, 3^first]
         self.register_buffer("table", axes.reshape(-1, 3**self.first).T.float().contiguous())
 
     def forward(self, angles: Tensor, depth: Tensor) -> Tensor:
@@ -228,9 +227,10 @@ class TableBottleneck(nn.Module):
         table = self.get_buffer("table")
         last = 3 ** (self.n - self.first)
         partial = _products(basis[:, : self.first]) @ table  # [N, depths n 3^last]
-        partial = partial.reshape(partial.shape[0], -1, self.n * last)
-        chosen = depth.reshape(-1, 1, 1).expand(-1, 1, self.n * last)
-        picked = partial.gather(1, chosen).reshape(-1, self.n, last)
+        tokens = partial.shape[0]  # may be 0: no axis is left to be inferred
+        partial = partial.reshape(tokens, self.depths, self.n * last)
+        chosen = depth.unsqueeze(1).unsqueeze(1).expand(tokens, 1, self.n * last)
+        picked = partial.gather(1, chosen).reshape(tokens, self.n, last)
         return (picked * _products(basis[:, self.first :]).unsqueeze(1)).sum(-1)
 
 
@@ -238,7 +238,8 @@ def _products(basis: Tensor) -> Tensor:
     """Return the products of (1, cos, sin) over qubits, `[N, 3^k]`, the first the slowest digit."""
     result = basis[:, 0]
     for q in range(1, basis.shape[1]):
-        result = (result.unsqueeze(2) * basis[:, q].unsqueeze(1)).flatten(1)
+        pairs = result.unsqueeze(2) * basis[:, q].unsqueeze(1)
+        result = pairs.reshape(pairs.shape[0], 3 ** (q + 1))
     return result
 
 
