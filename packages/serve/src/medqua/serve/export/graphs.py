@@ -236,6 +236,8 @@ class TableBottleneck(nn.Module):
 
 def _products(basis: Tensor) -> Tensor:
     """Return the products of (1, cos, sin) over qubits, `[N, 3^k]`, the first the slowest digit."""
+    if not basis.shape[1]:
+        return basis.new_ones(basis.shape[0], 1)
     result = basis[:, 0]
     for q in range(1, basis.shape[1]):
         pairs = result.unsqueeze(2) * basis[:, q].unsqueeze(1)
