@@ -24,7 +24,7 @@ from starlette.responses import Response
 
 from medqua.core.errors import MedQuaError
 from medqua.serve.archive import Part
-from medqua.serve.batcher import DeadlineError, OverloadError, Priority
+from medqua.serve.batcher import Priority
 from medqua.serve.documents import problems
 from medqua.serve.reader import STATUS
 from medqua.serve.security import Anyone, Requires
@@ -298,11 +298,12 @@ async def _read_images(service: Service, images: list[np.ndarray], deadline: flo
     try:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(one(image)) for image in images]
-    except* (DeadlineError, OverloadError) as errors:
-        raise HTTPException(504, str(errors.exceptions[0])) from None
     except* MedQuaError as errors:
-        first = errors.exceptions[0]
-        raise HTTPException(STATUS.get(type(first), 503), str(first)) from None
+        first: BaseException = errors
+        while isinstance(first, BaseExceptionGroup):
+            first = first.exceptions[0]
+        status = next((s for kind, s in STATUS.items() if isinstance(first, kind)), 503)
+        raise HTTPException(status, str(first)) from None
     return [task.result() for task in tasks]
 
 

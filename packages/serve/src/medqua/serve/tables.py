@@ -9,7 +9,7 @@ from typing import Any
 
 import polars as pl
 
-_SCHEMA = {
+_SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
     "source": pl.String,
     "status": pl.Int32,
     "error": pl.String,
@@ -37,7 +37,7 @@ def tabulate(answers: Iterable[Mapping[str, Any]], labels: Sequence[str]) -> pl.
         row = {name: answer[name] for name in ("source", "status", "notes", "sha256", "seconds")}
         found = {f["label"]: f["probability"] for f in answer["findings"] or ()}
         rows.append(row | dict(refusal) | {label: found.get(label) for label in labels})
-    return pl.DataFrame(rows, schema=_SCHEMA | dict.fromkeys(labels, pl.Float64))
+    return pl.DataFrame(rows, schema={**_SCHEMA, **dict.fromkeys(labels, pl.Float64)})
 
 
 def parquet(table: pl.DataFrame, provenance: Mapping[str, Any]) -> bytes:

@@ -78,6 +78,8 @@ class _Worker:
         if isinstance(told, Failed):
             self.stop()
             raise _as_error(told)
+        if not isinstance(told, Model):
+            raise BundleError(f"a worker began with {type(told).__name__}: a defect")
         return told
 
     def ask(self, batch: np.ndarray, seconds: float) -> Answered | Failed:
@@ -90,7 +92,8 @@ class _Worker:
             if self._connection is None:
                 raise _LostError
             self._connection.send(batch)
-            return self._receive(seconds)
+            answer: Answered | Failed = self._receive(seconds)
+            return answer
         except (_LostError, OSError):
             self.stop()
             raise _LostError from None
