@@ -5,7 +5,7 @@ import json
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -41,6 +41,19 @@ class Served:
     @property
     def client(self) -> httpx.Client:
         return httpx.Client(base_url=self.url, timeout=60)
+
+    def end(self) -> None:
+        """Ask it to end, and wait until it has."""
+        if self.process.poll() is None:
+            self.process.terminate()
+            try:
+                self.process.wait(30)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                raise
+        if self.follower is not None:
+            self.follower.join(10)
+        self.process.stderr.close()
 
 
 def start(bundle: Path, folder: Path, *overrides: str) -> Served:
@@ -78,25 +91,19 @@ def start(bundle: Path, folder: Path, *overrides: str) -> Served:
     return served
 
 
-def end(served: Served) -> None:
-    if served.process.poll() is None:
-        served.process.terminate()
-        try:
-            served.process.wait(30)
-        except subprocess.TimeoutExpired:
-            served.process.kill()
-            raise
-    served.follower.join(10)
-    served.process.stderr.close()
-
-
 @pytest.fixture(scope="session")
 def served(bundle_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("served")
     limits = ("limits.body_seconds=2", "limits.body_bytes=20_000_000", "batching.threads=1")
     served = start(bundle_folder, folder, "limits.requests_per_second=0", *limits)
     yield served
-    end(served)
+    served.end()
+
+
+@pytest.fixture(scope="session")
+def start_service() -> Callable[..., Served]:
+    """Start a service; the test ends it."""
+    return start
 
 
 @pytest.fixture
