@@ -14,7 +14,7 @@ from pathlib import Path
 from fastapi import APIRouter, FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from medqua.core.errors import ConfigError, MedQuaError
@@ -68,6 +68,7 @@ def create_app(
     app.add_exception_handler(OverloadError, _overloaded)
     app.add_exception_handler(ConfigError, _mistaken)
     app.add_exception_handler(ClientGoneError, _gone)
+    app.add_exception_handler(ClientDisconnect, _gone)
     app.add_exception_handler(HTTPException, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(ExceptionGroup, _grouped)
