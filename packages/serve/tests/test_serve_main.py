@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from medqua.core.console import run
+from medqua.core.model.manifest import sha256
 from medqua.serve.__main__ import app
 from medqua.serve.sources import expand
 
@@ -59,10 +60,10 @@ def test_genuine_files(bundle_folder: Path, shared_data: Path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["absent", "x.png"], "no bundle.json"),
+        (["absent", "x.png"], "absent is not there"),
         (["{bundle}", "x.png", "--device", "gpu0"], "device is 'gpu0'"),
         (["{bundle}", "x.png", "--batch-size", "0"], "batch-size"),
-        (["{bundle}"], "FILE"),
+        (["{bundle}"], "no file to read"),
     ],
 )
 def test_wrong_use_ends_with_two(bundle_folder: Path, arguments, message, capsys):
@@ -89,3 +90,23 @@ def test_folders_are_expanded_to_their_images(image: Path, tmp_path: Path):
         image,
         deeper / "b.DCM",
     ]
+
+
+def test_the_demo_bundle_is_read_by_default(shared_data: Path, capsys):
+    from medqua.serve.demo import DEMO
+
+    wanted = sorted((shared_data / "dicom").glob("cxr_*"))
+    assert run(app, ["predict", *map(str, wanted), "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["provenance"]["bundle"] == sha256(DEMO / "bundle.json")
+    assert len(document["results"]) == len(wanted) > 0
+    assert all(result["findings"] for result in document["results"])
+
+
+def test_the_card_of_the_demo_bundle_says_what_it_is():
+    from medqua.serve.demo import DEMO
+
+    card = (DEMO / "README.md").read_text()
+    for words in ("Not for clinical use", "phantoms", "no patients", "95% interval", "Licence"):
+        assert words in card
+    assert not list(DEMO.rglob("*.bin")) + list(DEMO.rglob("*.pt"))

@@ -34,13 +34,13 @@ app = typer.Typer(
 
 @app.command()
 def predict(
-    model: Annotated[
-        Path,
-        typer.Argument(metavar="BUNDLE", help="Folder written by training or by serve:export."),
-    ],
-    files: Annotated[
+    paths: Annotated[
         list[Path],
-        typer.Argument(metavar="FILE...", help="DICOM, JPG or PNG files, or folders of them."),
+        typer.Argument(
+            metavar="[BUNDLE] FILE...",
+            help="A folder written by training or by serve:export (the demo bundle if none leads); "
+            "DICOM, JPG or PNG files, or folders of them.",
+        ),
     ],
     batch_size: Annotated[int, typer.Option(help="Images in one forward pass.", min=1)] = 8,
     device: Annotated[str, typer.Option(help="Where the model runs: cpu, cuda, cuda:1.")] = "cpu",
@@ -69,6 +69,8 @@ def predict(
     Exit status: 0 all files were read; 1 some were refused; 2 wrong use, or a bad bundle.
 
     Examples:
+        medqua-serve predict chest.dcm
+
         medqua-serve predict runs/mimic/bundle chest.dcm
 
         medqua-serve predict runs/mimic/bundle studies/ --json > findings.json
@@ -76,10 +78,12 @@ def predict(
         medqua-serve predict runs/mimic/export chest.dcm --quantum-target ionq-emulated --shots 1000
     """
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")  # read by PEFT
+    from medqua.serve.demo import model_and_files
     from medqua.serve.pipeline import Provenance, predict_files
     from medqua.serve.session import ServingSession, is_export
     from medqua.serve.sources import expand
 
+    model, files = model_and_files(paths)
     told: Mapping[str, Any]
     if is_export(model):
         options = _session_options(device, batch_size, single, target, shots, seed, on_loss)
