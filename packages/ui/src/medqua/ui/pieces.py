@@ -77,7 +77,7 @@ def findings(reading: Reading) -> str:
     both = any(row.classical is not None for row in reading.rows)
     head = "<th>Finding</th><th>Probability</th>"
     if both:
-        head += "<th>Classical only</th><th>Difference</th>"
+        head += "<th>Classical only</th><th>Diff.</th>"
     rows = []
     for row in sorted(reading.rows, key=lambda row: -row.probability):
         cells = (

@@ -24,6 +24,9 @@ import numpy.typing as npt
 
 PREFIX = "medqua-ui-"
 
+UPLOAD_SECONDS = 600
+"""Age at which what an upload left behind is deleted."""
+
 
 @dataclass(frozen=True)
 class Study:
@@ -193,6 +196,9 @@ class Sessions:
             gone = [self._sessions.pop(token) for token in over]
         for session in gone:
             shutil.rmtree(session.folder, ignore_errors=True)
+        for path in self.uploads.rglob("*"):  # cut short, or left behind while being received
+            if path.is_file() and time.time() - path.stat().st_mtime > UPLOAD_SECONDS:
+                path.unlink(missing_ok=True)
         return len(gone)
 
     def _over(self, session: Session, now: float) -> bool:

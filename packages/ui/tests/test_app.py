@@ -1,0 +1,193 @@
+"""The application in a browser: uploads, refusals, sessions, the header, the tools."""
+
+import json
+import re
+import stat
+import zipfile
+from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+
+import numpy as np
+import pytest
+from PIL import Image
+
+
+@pytest.fixture
+def chest(shared_data: Path) -> Path:
+    return shared_data / "dicom" / "derived_cxr" / "cr_mono1_10bit_explicitLE.dcm"
+
+
+def status(address: str, headers: dict[str, str] | None = None) -> int:
+    """Ask without a session and return the status."""
+    try:
+        with urlopen(Request(address, headers=headers or {})) as answer:
+            return int(answer.status)
+    except HTTPError as refused:
+        refused.close()
+        return refused.code
+
+
+def test_each_file_is_opened_or_refused_with_a_sentence_and_the_session_goes_on(
+    app, chest: Path, shared_data: Path, tmp_path: Path
+):
+    Image.fromarray(np.zeros((30, 40), np.uint8)).save(tmp_path / "grey.png")
+    (tmp_path / "<img src=x onerror=alert(1)>.dcm").write_text("not an image")
+    with zipfile.ZipFile(tmp_path / "studies.zip", "w") as archive:
+        archive.write(chest, "../../a/chest in a folder.dcm")
+        archive.writestr("__MACOSX/._chest.dcm", b"resource fork")
+        archive.writestr("notes.txt", b"no image")
+    plan = shared_data / "dicom" / "misc_rtplan.dcm"
+    app.drop(chest, plan, tmp_path / "grey.png", tmp_path / "studies.zip")
+    assert app.page.locator("#status").inner_text().strip() == "3 studies opened, 2 files not opened."
+    assert app.page.locator("#studies label").all_inner_texts() == [
+        "cr_mono1_10bit_explicitLE.dcm — CR · CHEST · PA · 440 × 440",
+        "grey.png — 40 × 30",
+        "chest in a folder.dcm — CR · CHEST · PA · 440 × 440",
+    ]
+    reasons = app.page.locator("#refused").inner_text()
+    assert "misc_rtplan.dcm\nThe file has no pixels" in reasons
+    assert "notes.txt\nThe file is neither DICOM, JPG nor PNG." in reasons
+    app.drop(next(tmp_path.glob("*onerror*")))
+    app.page.locator("#refused", has_text="neither DICOM").wait_for()
+    assert app.page.locator("#refused img").count() == 0
+    first = app.shown()
+    app.page.locator("#studies label").nth(1).click()
+    app.viewer.wait_for_selector(f"html[data-study]:not([data-study='{first}'])", state="attached")
+    assert app.viewer.evaluate("() => viewer.study.columns") == 40
+
+
+def test_uploads_lie_in_a_private_folder_and_go_when_told(app, server, chest: Path):
+    app.drop(chest)
+    name = app.shown()
+    assert stat.S_IMODE(server.root.stat().st_mode) == 0o700
+    assert list(server.root.glob(f"*/{name}.file"))
+    assert not list(server.root.glob(f"uploads/*/{chest.name}"))
+    app.page.get_by_role("button", name="Close all studies").click()
+    app.viewer.locator("#notice", has_text="Drop").wait_for()
+    assert not list(server.root.glob(f"*/{name}*"))
+
+
+def test_sessions_cannot_see_each_other(app, another_app, server, chest: Path):
+    app.drop(chest)
+    name = app.shown()
+    path = f"viewer/studies/{name}/"
+    for part in ("description", "pixels"):
+        address = server.address + path + part
+        assert app.page.request.get(address).status == 200
+        assert another_app.page.request.get(address).status == 404
+        assert status(address) == 403
+    assert another_app.page.locator("#studies label").count() == 0
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Host": "evil.example"},
+        {"Origin": "https://evil.example"},
+        {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors"},
+    ],
+)
+def test_requests_of_other_sites_are_refused(server, headers: dict[str, str]):
+    assert status(server.address) == 200
+    assert status(server.address, headers) == 403
+
+
+@pytest.mark.parametrize(
+    "path", ["gradio_api/upload", "config", "gradio_api/info", "gradio_api/queue/join"]
+)
+def test_nothing_but_the_page_answers_without_a_session(server, path: str):
+    assert status(server.address + path) == 403
+
+
+def test_the_viewers_policy_allows_nothing_from_elsewhere_and_no_inline_code(server):
+    with urlopen(server.address + "viewer/index.html") as answer:
+        policy = answer.headers["Content-Security-Policy"]
+        page = answer.read().decode()
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    assert not re.search(r"<script(?![^>]*src=)|\son\w+=|style=", page)
+
+
+def test_personal_values_are_masked_until_revealed_and_that_is_written_down(
+    app, server, shared_data: Path
+):
+    from pydicom import dcmread
+
+    path = shared_data / "dicom" / "cxr_RG1_J2KI.dcm"
+    patient = str(dcmread(path, stop_before_pixels=True).PatientID)
+    app.drop(path)
+    app.shown()
+    app.page.get_by_role("tab", name="Header").click()
+    row = app.page.locator("#tags tr", has_text="(0010,0020)")
+    assert row.locator("td").last.inner_text() == "••••••"
+    assert app.page.locator("#tags tr", has_text="(0028,0010)").locator("td").last.inner_text() == (
+        "1955"
+    )
+    assert not server.audit.exists() or not server.audit.read_text()
+    app.page.locator("#look textarea, #look input").fill(patient)
+    app.page.locator("#tags", has_text=re.compile("^0 of")).wait_for()
+    app.page.locator("#look textarea, #look input").fill("Patient ID")
+    app.page.get_by_role("button", name="Reveal personal data").click()
+    app.page.get_by_role("button", name="Hide personal data").wait_for()
+    assert row.locator("td").last.inner_text() == patient
+    (line,) = server.audit.read_text().splitlines()
+    entry = json.loads(line)
+    assert entry["event"] == "reveal"
+    assert re.fullmatch("[0-9a-f]{64}", entry["study"])
+    assert patient not in line
+    assert path.name not in line
+
+
+def test_tools_do_what_they_say(app, chest: Path):
+    app.drop(chest)
+    app.shown()
+    viewer, stage = app.viewer, app.viewer.locator("#stage")
+    assert viewer.locator("#shown").inner_text().startswith("C 550 W 1024")
+    assert viewer.locator("#lengths").inner_text() == "Spacing not known: lengths in pixels."
+    box = stage.bounding_box()
+    assert box is not None
+    middle = (box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    mouse = app.page.mouse
+    mouse.move(*middle)
+    mouse.down()
+    mouse.move(middle[0] + 50, middle[1] + 20)
+    mouse.up()
+    changed = viewer.evaluate("() => [viewer.voi.center, viewer.voi.width]")
+    assert changed == pytest.approx([550 + 20 * 3 * 0.979, 1024 + 50 * 3 * 0.979])
+    assert viewer.locator("#presets option:checked").inner_text() == "By hand"
+    viewer.get_by_role("button", name="Ruler").click()
+    viewer.evaluate("() => { viewer.oneToOne(); viewer.render(); }")
+    mouse.move(*middle)
+    mouse.down()
+    mouse.move(middle[0] + 30, middle[1] + 40)
+    mouse.up()
+    assert viewer.locator("#marks text").text_content() == "50.0 px"
+    stage.press("?")
+    viewer.get_by_role("heading", name="Keyboard, mouse and touch").wait_for()
+    viewer.get_by_role("button", name="Close").click()
+    stage.press("i")
+    viewer.locator("button[data-do=invert][aria-pressed=true]").wait_for()
+    stage.press("0")
+    viewer.locator("button[data-do=invert][aria-pressed=false]").wait_for()
+    mouse.move(*middle)
+    probe = viewer.locator("#probe").inner_text()
+    x, y, stored = (int(number) for number in re.findall(r"\d+", probe)[:3])
+    assert viewer.evaluate("([x, y]) => viewer.cells[y * 440 + x]", [x - 1, y - 1]) == stored
+
+
+def test_a_reload_keeps_the_studies(app, chest: Path):
+    app.drop(chest)
+    name = app.shown()
+    app.page.reload()
+    app.page.locator("#studies label", has_text="cr_mono1").wait_for()
+    assert app.shown() == name
+
+
+def test_research_use_is_in_sight_and_names_are_given_to_controls(app):
+    assert app.page.locator("#research").is_visible()
+    unnamed = app.viewer.evaluate(
+        "() => [...document.querySelectorAll('button, select, input')].filter((e) =>"
+        " !(e.textContent.trim() || e.ariaLabel || e.labels?.length)).length"
+    )
+    assert unnamed == 0

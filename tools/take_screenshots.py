@@ -1,0 +1,81 @@
+"""Take the pictures of `docs/ui`: `.venv/bin/python tools/take_screenshots.py [BUNDLE]`.
+
+They show the sample phantoms. BUNDLE, a folder written by training, adds findings.
+"""
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from shutil import which
+
+from playwright.sync_api import Page, sync_playwright
+
+ROOT = Path(__file__).resolve().parents[1]
+TARGET = ROOT / "docs" / "ui"
+SAMPLES = ROOT / "packages/ui/src/medqua/ui/samples"
+FLAGS = ["--no-sandbox", "--disable-background-networking", "--enable-unsafe-swiftshader"]
+
+
+def opened(page: Page, *files: Path) -> None:
+    """Open files and wait for the picture and, where there is a model, the findings."""
+    page.set_input_files("#files input[type=file]", list(files))
+    page.locator("#status", has_text="opened.").wait_for(timeout=60_000)
+    page.frame_locator("#viewer").locator("#canvas:not([hidden])").wait_for()
+    told = page.locator("#findings, #reading .quiet", has_text=re.compile("Finding|model"))
+    told.first.wait_for(state="attached", timeout=120_000)
+    page.wait_for_timeout(500)
+
+
+def main() -> None:
+    TARGET.mkdir(exist_ok=True)
+    bundle = ["--bundle", sys.argv[1]] if len(sys.argv) > 1 else []
+    with tempfile.TemporaryDirectory() as folder, sync_playwright() as running:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "medqua.ui", "--port", "0", "--audit", f"{folder}/a", *bundle],
+            stdout=subprocess.PIPE,
+            env=os.environ | {"TMPDIR": folder},
+            text=True,
+        )
+        found = re.search(r"http://\S+", server.stdout.readline() if server.stdout else "")
+        if found is None:
+            raise SystemExit("the server did not start")
+        browser = running.chromium.launch(executable_path=which("chromium"), args=FLAGS)
+        page = browser.new_page(viewport={"width": 1280, "height": 800})
+        page.goto(found.group(0))
+        page.frame_locator("#viewer").locator("#notice", has_text="Drop").wait_for()
+        page.wait_for_timeout(1000)
+        page.screenshot(path=TARGET / "empty.png")
+        opened(page, SAMPLES / "phantom-pa-effusion.dcm")
+        page.screenshot(path=TARGET / "study.png")
+        opened(page, SAMPLES / "phantom-pa-monochrome1.dcm")
+        page.get_by_role("tab", name="Header").click()
+        page.frame_locator("#viewer").get_by_role("button", name="Ruler").click()
+        box = page.locator("#viewer").bounding_box()
+        if box is not None:
+            page.mouse.move(box["x"] + 240, box["y"] + 520)
+            page.mouse.down()
+            page.mouse.move(box["x"] + 430, box["y"] + 520)
+            page.mouse.up()
+        page.wait_for_timeout(500)
+        page.screenshot(path=TARGET / "monochrome1.png")
+        broken = Path(folder) / "report.dcm"
+        broken.write_bytes(b"no image")
+        opened(page, broken, SAMPLES / "phantom-lateral.dcm")
+        page.get_by_role("tab", name="Findings").click()
+        page.wait_for_timeout(500)
+        page.screenshot(path=TARGET / "refused.png")
+        page.goto(found.group(0) + "?__theme=dark")
+        page.frame_locator("#viewer").locator("#canvas:not([hidden])").wait_for()
+        page.locator("#findings, #reading .quiet").first.wait_for()
+        page.wait_for_timeout(2000)
+        page.screenshot(path=TARGET / "dark.png")
+        browser.close()
+        server.terminate()
+        server.wait()
+
+
+if __name__ == "__main__":
+    main()
