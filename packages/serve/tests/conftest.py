@@ -1,12 +1,19 @@
 """A small bundle, built once."""
 
+import csv
+import os
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import peft
 import pytest
 import torch
+from filelock import FileLock
+from PIL import Image
 
-from medqua.core.adapter import QuasarConfig
+from medqua.core.adapter import EntropyRouter, QuasarConfig
 from medqua.core.findings import CHEXPERT_NAMES, Calibration
 from medqua.core.model import Bundle, MedQuaClassifier, TinyArchitecture, load_backbone
 from medqua.core.vision.image import ImageSpec
@@ -26,13 +33,16 @@ def anyio_backend() -> str:
 @pytest.fixture(scope="session")
 def bundle_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle with an adapter and a random head, saved."""
+    torch.manual_seed(0)  # equal bits in every worker of pytest-xdist, which share the export
     backbone = load_backbone(architecture=SMALL, seed=5)
     config = QuasarConfig(n_qubits=2, max_depth=2, every=1, rank=4, engine="dense")
     classifier = MedQuaClassifier(peft.get_peft_model(backbone.model, config), 14, tune="full")
-    torch.manual_seed(0)
     for name, parameter in classifier.named_parameters():
         if "head" in name or "gamma" in name:
             torch.nn.init.normal_(parameter, std=0.3)
+    for module in classifier.modules():
+        if isinstance(module, EntropyRouter):  # as after training: some tokens are routed
+            module.threshold_logit.fill_(1.25)
     bundle = Bundle(
         classifier,
         backbone,
@@ -47,3 +57,36 @@ def bundle_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def bundle(bundle_folder: Path) -> Bundle:
     """The same, opened."""
     return Bundle.open(bundle_folder)
+
+
+@pytest.fixture(scope="session")
+def validation_table(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six images in a table of the bundle's labels, one column missing, one value unknown."""
+    folder = tmp_path_factory.mktemp("validation")
+    random = np.random.default_rng(7)
+    with (folder / "table.csv").open("w", newline="") as stream:
+        rows = csv.writer(stream)
+        rows.writerow(["image", "split", *CHEXPERT_NAMES[:-1]])
+        for number in range(7):
+            levels = random.integers(0, 256, (70, 60 + number), dtype=np.uint8)
+            Image.fromarray(levels).save(folder / f"{number}.png")
+            split = "train" if number == 6 else "validate"
+            labels = ["", *(number % 2 for _ in CHEXPERT_NAMES[2:])]
+            rows.writerow([f"{number}.png", split, *labels])
+    return folder / "table.csv"
+
+
+@pytest.fixture(scope="session")
+def export_folder(
+    bundle_folder: Path, validation_table: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """An export of the bundle, by the command, with its single-file graph laid out for Triton."""
+    root = tmp_path_factory.getbasetemp()
+    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+    folder = root / "export-of-the-session"
+    command = ["-m", "medqua.serve", "export", str(bundle_folder), str(folder), "--triton"]
+    command += ["--validation", str(validation_table)]
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            subprocess.run([sys.executable, *command], check=True)
+    return folder

@@ -54,6 +54,8 @@ class QuantumOptions:
 
     def __post_init__(self) -> None:
         on_loss_of(self.on_loss)
+        if self.seed is not None and self.shots is None:
+            raise ConfigError(f"seed is {self.seed} but shots is None: exact values need no seed")
         if not self.rest_seconds >= 0:
             raise ConfigError(f"rest_seconds is {self.rest_seconds}: needed 0 or more")
 

@@ -37,8 +37,7 @@ Image = np.ndarray | bytes | str | Path
 
 BATCH_TOLERANCE = 1e-5
 """How far a logit of a float32 export may differ between an image alone and in a batch. Matrix
-products of other sizes add in another order; nothing else of a batch reaches an image. With 8 bits
-the batch shares one scale for its activations, so that the difference is that of rounding."""
+products of other sizes add in another order; nothing else of a batch reaches an image."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +94,8 @@ class ServingSession:
         image: How a file becomes an image.
         labels: Names of the findings, in order.
         providers: What ONNX Runtime runs the graphs on, as it says itself.
+        batch_size: Images in one run of the graphs: 1 with 8 bits, where a batch would share one
+            scale for its activations and a patient's result depend on another's image.
         digest: SHA-256 of `export.json`, which holds that of every other file.
     """
 
@@ -103,6 +104,7 @@ class ServingSession:
         self.image: ImageSpec = parts.image
         self.labels: tuple[str, ...] = tuple(manifest.labels)
         self.digest = sha256(root / MANIFEST)
+        self.batch_size = 1 if manifest.precision == "int8" else options.batch_size
         self._parts = parts
         self._decoder = Decoder()
         if options.single and manifest.single is None:
@@ -154,7 +156,7 @@ class ServingSession:
                 continue
             group = waiting.setdefault(grey.shape, [])
             group.append((place, grey))
-            if len(group) == self.options.batch_size:
+            if len(group) == self.batch_size:
                 self._answer(waiting.pop(grey.shape), answers)
         for group in waiting.values():
             self._answer(group, answers)
@@ -168,8 +170,8 @@ class ServingSession:
             QuantumError, BundleError: As in `findings`.
         """
         named: list[Findings] = []
-        for start in range(0, len(images), self.options.batch_size):
-            named += self._named(list(images[start : start + self.options.batch_size]))
+        for start in range(0, len(images), self.batch_size):
+            named += self._named(list(images[start : start + self.batch_size]))
         return named
 
     def scores(self, images: Sequence[np.ndarray]) -> Scores:

@@ -159,7 +159,8 @@ def _write(
         rows, columns = model.patches.grid(bundle.image.size, bundle.image.size)
         tokens = model.prompt + rows * columns // model.patches.merge**2
         adapters = len(model.adapters)
-        triton.write_repository(root, bundle.image.size, bundle.labels, adapters, tokens)
+        most = 1 if options.precision == "int8" else triton.MAX_BATCH
+        triton.write_repository(root, bundle.image.size, bundle.labels, adapters, tokens, most)
     save_file(model.weights, root / WEIGHTS)
     for path in root.rglob("*"):
         path.chmod(0o755 if path.is_dir() else 0o644)

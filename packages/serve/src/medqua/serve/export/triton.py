@@ -25,7 +25,12 @@ QUEUE_MICROSECONDS = 5000
 
 
 def write_repository(
-    root: Path, size: int, labels: Sequence[str], adapters: int, tokens: int
+    root: Path,
+    size: int,
+    labels: Sequence[str],
+    adapters: int,
+    tokens: int,
+    max_batch: int = MAX_BATCH,
 ) -> None:
     """Write `config.pbtxt` and `labels.txt` beside a graph that is there.
 
@@ -35,6 +40,7 @@ def write_repository(
         labels: Names of the findings.
         adapters: Adapters of the model; 0 leaves out the output `routes`.
         tokens: Tokens of the decoder for an image of that size.
+        max_batch: Most images that Triton may put together.
     """
     folder = root / FOLDER
     outputs = [
@@ -48,7 +54,7 @@ def write_repository(
     (folder / "config.pbtxt").write_text(
         f"""name: "medqua"
 backend: "onnxruntime"
-max_batch_size: {MAX_BATCH}
+max_batch_size: {max_batch}
 input [
 {_tensor("image", "TYPE_FP32", (size, size))}
 ]
