@@ -126,7 +126,7 @@ def main() -> None:
         for kind in ("WebGL2", "2D"):
             drop, redraw = measure(browser, address, arguments.picture, kind)
             rows += [
-                {"case": f"redraw while dragging, {kind}, ms", "ours": round(redraw, 1), "goal": 50},
+                {"case": f"redraw in a drag, {kind}, ms", "ours": round(redraw, 1), "goal": 50},
                 {"case": f"drop to picture, {kind}, seconds", "ours": round(drop, 2), "goal": 1.5},
             ]
         name = browser.version

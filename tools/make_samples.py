@@ -5,6 +5,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
+from pydicom import dcmread
 
 from medqua.train.data.phantom.canvas import Exposure
 from medqua.train.data.phantom.causes import Cause, draw_patient
@@ -44,7 +45,10 @@ def main() -> None:
                 compress=True, dicom=True,
             )  # fmt: skip
             (source,) = Path(folder).glob("*.dcm")
-            (TARGET / f"{name}.dcm").write_bytes(source.read_bytes())
+            ds = dcmread(source)
+            if view == "LATERAL":  # its spine is on the right
+                ds.PatientOrientation = ["P", "F"]
+            ds.save_as(TARGET / f"{name}.dcm", enforce_file_format=True)
 
 
 if __name__ == "__main__":

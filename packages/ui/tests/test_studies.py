@@ -36,7 +36,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def sessions(tmp_path: Path, clock: Clock):
-    sessions = Sessions(tmp_path, keep_seconds=1000, leave_seconds=60, clock=clock)
+    sessions = Sessions(tmp_path, keep_seconds=1000.0, leave_seconds=60.0, clock=clock)
     yield sessions
     sessions.close()
     assert not sessions.root.exists()
@@ -50,17 +50,17 @@ def test_folders_are_private_and_go_with_the_last_tab_or_with_age(sessions: Sess
     study = session.add("x.dcm", b"content", np.zeros((1, 2, 3), np.int16), DESCRIPTION)
     assert study.pixels.stat().st_size == 12
     sessions.leave(token, "a")
-    clock.now = 500
+    clock.now = 500.0
     assert sessions.sweep() == 0
     sessions.leave(token, "b")
-    clock.now = 550
+    clock.now = 550.0
     assert sessions.sweep() == 0  # a reload would be back by now
-    clock.now = 600
+    clock.now = 600.0
     assert sessions.sweep() == 1
     assert not session.folder.exists()
     assert sessions.get(token) is None
     assert sessions.get(other) is not None
-    clock.now = 1700
+    clock.now = 1700.0
     assert sessions.sweep() == 1
 
 

@@ -87,7 +87,8 @@ def findings(reading: Reading) -> str:
         )
         if row.classical is not None:
             difference = 100 * (row.probability - row.classical)
-            cells += f"<td>{100 * row.classical:.1f} %</td><td>{difference:+.1f}</td>"
+            sign = "0.0" if abs(difference) < 0.05 else f"{difference:+.1f}"
+            cells += f"<td>{100 * row.classical:.1f} %</td><td>{sign}</td>"
         rows.append(f"<tr>{cells}</tr>")
     notes = "".join(f"<li>{escape(note)}</li>" for note in reading.notes)
     facts = "".join(

@@ -143,8 +143,8 @@ class Sessions:
         self,
         parent: Path | None = None,
         *,
-        keep_seconds: float = 8 * 3600,
-        leave_seconds: float = 60,
+        keep_seconds: float = 28_800.0,
+        leave_seconds: float = 60.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Make the folder, and remove those of servers that died.
