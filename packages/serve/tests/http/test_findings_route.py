@@ -138,7 +138,8 @@ def test_a_client_that_goes_leaves_no_place_taken(served, client: httpx.Client, 
     until = time.monotonic() + 20
     while client.get("/v1/admin/status").json()["admitted"] and time.monotonic() < until:
         time.sleep(0.1)
-    assert client.get("/v1/admin/status").json()["admitted"] == 0
+    ended = [(e["status"], e["seconds"]) for e in served.log if e.get("method") == "POST"]
+    assert client.get("/v1/admin/status").json()["admitted"] == 0, ended[-8:]
     assert client.post("/v1/findings", files={"f": radiograph}).status_code == 200
 
 

@@ -33,7 +33,7 @@ _WITH_RESULTS: dict[str, Any] = {"model": FindingsDocument}
 async def findings(
     request: Request,
     x_deadline_seconds: Annotated[
-        float | None, Header(description="Seconds in which the answer is of use.", gt=0)
+        float | None, Header(description="Seconds in which the answer is of use.", ge=1)
     ] = None,
     x_priority: Annotated[str, Header(description="urgent, normal or bulk.")] = "normal",
 ) -> Response:

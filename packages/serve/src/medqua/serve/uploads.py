@@ -111,7 +111,7 @@ def deadline_of(request: Request) -> float | None:
     """Return the seconds that a client allows in `X-Deadline-Seconds`.
 
     Raises:
-        ConfigError: It is no positive number.
+        ConfigError: It is no number of at least 1.
     """
     text = request.headers.get("x-deadline-seconds")
     if text is None:
@@ -120,6 +120,6 @@ def deadline_of(request: Request) -> float | None:
         seconds = float(text)
     except ValueError:
         seconds = -1.0
-    if not seconds > 0:
-        raise ConfigError("X-Deadline-Seconds: give a number of seconds above 0")
+    if not seconds >= 1:
+        raise ConfigError("X-Deadline-Seconds: give a number of seconds of at least 1")
     return seconds
