@@ -145,8 +145,8 @@ def _write(run: Run, fitted: Fitted, measured: Measured, metrics: Figures, state
     if run.recipe.evaluation.plots:
         draw(run, measured, fitted.history)
     if run.zero_shot:
-        where = f"everything of the run is in {run.folder}"
-        run.say(f"Nothing was trained, so there is no bundle; {where}")
+        rest = f"everything of the run is in {run.folder}"
+        run.say(f"Nothing was trained, so there is no bundle; {rest}")
         return
     bundle = make_bundle(run, measured.calibration, render_card(state.record, metrics))
     where = bundle.save(run.folder / "bundle", overwrite=True)

@@ -76,4 +76,4 @@ class WandB:
 
     def close(self, state: str) -> None:
         """End the run as complete, interrupted or failed."""
-        self.run.finish(exit_code={"complete": 0, "interrupted": 130}.get(state, 1), quiet=True)
+        self.run.finish(exit_code={"complete": 0, "interrupted": 130}.get(state, 1))
