@@ -40,7 +40,7 @@ def expected(ds: Dataset, values: np.ndarray, *, prefer_lut: bool = True) -> np.
     stored = pixel_array(ds)
     low, high = float(values.min()), float(values.max())
     if prefer_lut and "VOILUTSequence" in ds:
-        shown = apply_voi_lut(stored, ds, prefer_lut=True) / 255.0
+        shown = apply_voi_lut(stored, ds, prefer_lut=True) / 65535.0
     elif "WindowWidth" in ds:
         with np.errstate(over="ignore"):
             black, white = apply_windowing(np.array([-1e12, 1e12]), ds)
@@ -119,9 +119,9 @@ def with_voi_lut(tmp_path: Path, shared_data: Path) -> Path:
     """A MONOCHROME1 radiograph with a VOI LUT that is no straight line, and a window after it."""
     ds = dcmread(shared_data / "dicom" / "derived_cxr" / "cr_mono1_10bit_explicitLE.dcm")
     item = Dataset()
-    item.LUTDescriptor = [1024, 0, 8]
+    item.LUTDescriptor = [1024, 0, 16]
     item.LUTExplanation = "GAMMA"
-    entries = np.round(255 * (np.arange(1024) / 1023) ** 0.4).astype(np.uint16)
+    entries = np.round(65535 * (np.arange(1024) / 1023) ** 0.4).astype(np.uint16)
     item.LUTData = entries.tobytes()
     item["LUTData"].VR = "OW"
     item["LUTDescriptor"].VR = "US"
