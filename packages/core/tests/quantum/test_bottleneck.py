@@ -1,11 +1,13 @@
 import copy
 import io
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils.checkpoint import checkpoint
 
 from medqua.core import NoiseModel, VariationalBottleneck
 from medqua.core.errors import ConfigError, QuantumError, ShapeError
@@ -162,6 +164,79 @@ def test_few_tokens_in_evaluation_equal_training(n):
     trained = bottleneck(angles, 2)
     with torch.no_grad():
         torch.testing.assert_close(bottleneck.eval()(angles, 2), trained, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("engine", [*ENGINES, "gates"])
+def test_threads_share_a_bottleneck_in_evaluation(engine):
+    bottleneck = VariationalBottleneck(6, 2, engine=engine).eval()
+    batches = [random_angles(1 + k % 20, 6) for k in range(200)]
+    with torch.no_grad():
+        expected = [bottleneck(batch, 2) for batch in batches]
+
+    @torch.no_grad()
+    def values(batch):
+        return bottleneck(batch, 2)
+
+    with ThreadPoolExecutor(4) as threads:
+        for got, value in zip(threads.map(values, batches), expected, strict=True):
+            torch.testing.assert_close(got, value, rtol=0, atol=1e-6)
+
+
+def test_values_of_an_earlier_call_stay_as_they_were():
+    bottleneck = VariationalBottleneck(4, 2, engine="fourier").eval()
+    with torch.inference_mode():
+        first = bottleneck(random_angles(5), 2)
+        copied = first.clone()
+        bottleneck(random_angles(5), 2)
+    with torch.no_grad():  # buffers made in inference mode serve outside it too
+        bottleneck(random_angles(5), 2)
+    assert torch.equal(first, copied)
+
+
+@pytest.mark.parametrize("engine", [*ENGINES, "gates"])
+def test_two_forwards_before_their_backwards_do_not_disturb_each_other(engine):
+    bottleneck = VariationalBottleneck(4, 3, engine=engine)
+    one, two = (random_angles(7).requires_grad_() for _ in range(2))
+    for angles in (one, two):
+        bottleneck(angles, 3).square().sum().backward()
+    alone = one.grad, two.grad, bottleneck.theta.grad
+    one.grad = two.grad = bottleneck.theta.grad = None
+    first, second = bottleneck(one, 3), bottleneck(two, 3)
+    first.square().sum().backward()
+    second.square().sum().backward()
+    for got, expected in zip((one.grad, two.grad, bottleneck.theta.grad), alone, strict=True):
+        torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("engine", [*ENGINES, "gates"])
+def test_recomputation_gives_the_same_gradients(engine):
+    bottleneck = VariationalBottleneck(4, 3, engine=engine)
+    angles, depth = random_angles(9).requires_grad_(), torch.arange(9) % 4
+    bottleneck(angles, depth).square().sum().backward()
+    expected = angles.grad, bottleneck.theta.grad
+    angles.grad = bottleneck.theta.grad = None
+    again = checkpoint(bottleneck, angles, depth, use_reentrant=False)
+    again.square().sum().backward()
+    for got, value in zip((angles.grad, bottleneck.theta.grad), expected, strict=True):
+        torch.testing.assert_close(got, value, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("engine", [*ENGINES, "gates"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_change_of_theta_before_backward_is_right_or_refused(engine, dtype):
+    bottleneck = VariationalBottleneck(4, 3, engine=engine)
+    angles = random_angles(5, dtype=dtype).requires_grad_()
+    bottleneck(angles, 3).sum().backward()
+    expected, bottleneck.theta.grad = bottleneck.theta.grad, None
+    z = bottleneck(angles, 3).sum()
+    with torch.no_grad():
+        bottleneck.theta.add_(1.0)
+    try:
+        z.backward()
+    except RuntimeError as error:
+        assert "modified by an inplace operation" in str(error)  # noqa: PT017 - either is right
+    else:
+        torch.testing.assert_close(bottleneck.theta.grad, expected, rtol=0, atol=1e-5)
 
 
 def test_shots_have_the_mean_and_variance_of_measurements():

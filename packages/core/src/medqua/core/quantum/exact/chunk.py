@@ -6,6 +6,7 @@ fresh memory and fresh views would cost as much as the arithmetic.
 """
 
 from collections.abc import Iterator
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -63,28 +64,31 @@ class Chunk:
     def __init__(self, like: Tensor, n_qubits: int, first: int, size: int) -> None:
         n, last = n_qubits, n_qubits - first
         self.n, self.first, self.size = n, first, size
-        self.basis = like.new_empty(2, n, size)  # cosines, sines
-        self.f1, self.f2 = like.new_empty(3**first, size), like.new_empty(3**last, size)
-        self.f1[0] = self.f2[0] = 1.0
-        self.gradient = like.new_empty(3**first, size)  # of F1
+        self.basis = like.new_zeros(2, n, size)  # cosines, sines
+        both = like.new_empty(2, 3**first, size)
+        both[:, 0] = 1.0
+        self.f1, self.f2 = both[0], both[1, : 3**last]
+        self.by_first = like.new_empty(first, 2, size)
+        self.by_last = like.new_empty(last, n, 2, size)
         self.rows = like.new_empty(n * 3**last, size)  # C F1, and the weights of F2
         self.partial = self.rows.view(n, -1, size)
         self.scratch = like.new_empty(scratch_rows(n, first), size)
-        self.by_first = like.new_empty(first, 2, size)
-        self.by_last = like.new_empty(last, n, 2, size)
-        self._products = (
-            *self._steps(self.f1, range(first)),
-            *self._steps(self.f2, range(first, n)),
-        )
-        self._first, self._last = tuple(self._first_angles()), tuple(self._last_angles())
+        self._cosines, self._sines = self.basis.unbind()
+        self._products = tuple(self._steps(both))
 
     def load(self, basis: Float[Tensor, "2 n tokens"]) -> None:
-        """Take cosines and sines of the angles and multiply out F1 and F2.
-
-        The first qubit is the slowest digit, so that the products over the last j qubits are the
-        first 3^j rows.
-        """
+        """Take cosines and sines of the angles and multiply out F1 and F2."""
         self.basis.copy_(basis)
+        self._multiply()
+
+    def turn(self, angles: Float[Tensor, "n tokens"]) -> None:
+        """Work out cosines and sines of up to `size` angles and multiply out F1 and F2."""
+        tokens = angles.shape[1]
+        torch.cos(angles, out=self._cosines[:, :tokens])
+        torch.sin(angles, out=self._sines[:, :tokens])
+        self._multiply()
+
+    def _multiply(self) -> None:
         for factors, earlier, products in self._products:
             torch.mul(factors, earlier, out=products)
 
@@ -120,12 +124,38 @@ class Chunk:
         torch.mul(self.by_first[:, 1], cosine, out=out)
         out.addcmul_(self.by_first[:, 0], sine, value=-1)
 
-    def _steps(self, out: Tensor, qubits: range) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Yield factors, earlier products and the place of the next ones."""
-        size = 1
-        for q in reversed(qubits):
-            yield self.basis[:, q, None], out[:size], out[size : 3 * size].view(2, size, -1)
-            size *= 3
+    def _steps(self, both: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Yield factors, earlier products and the place of the next ones.
+
+        The first qubit is the slowest digit, so that the products over the last j qubits of a
+        part are the first 3^j rows. Both parts go together as long as F2 has qubits.
+        """
+        last = self.n - self.first
+        for j in range(self.first):
+            size, q = 3**j, self.first - 1 - j
+            if j < last:  # axes (cos/sin, part, products)
+                factors = self.basis[:, q : q + last + 1 : last, None]
+                earlier = both[:, :size]
+                products = both[:, size : 3 * size].view(2, 2, size, -1).transpose(0, 1)
+            else:
+                factors, earlier = self.basis[:, q, None], self.f1[:size]
+                products = self.f1[size : 3 * size].view(2, size, -1)
+            yield factors, earlier, products
+
+    @cached_property
+    def gradient(self) -> Tensor:
+        """Place of the gradient of F1, `[3^first, size]`."""
+        return torch.empty_like(self.f1)
+
+    @cached_property
+    def _first(self) -> tuple[Angle, ...]:
+        """What `pull_back` needs."""
+        return tuple(self._first_angles())
+
+    @cached_property
+    def _last(self) -> tuple[Angle, ...]:
+        """What `values_and_slopes` needs."""
+        return tuple(self._last_angles())
 
     def _first_angles(self) -> Iterator[Angle]:
         """Yield the views for the gradient of F1."""

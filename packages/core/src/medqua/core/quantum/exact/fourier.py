@@ -18,12 +18,18 @@ from torch import Tensor
 
 from medqua.core.errors import QuantumError
 from medqua.core.quantum.ansatz import Ansatz
-from medqua.core.quantum.exact.chunk import chunks
+from medqua.core.quantum.exact.chunk import Chunk, chunks
 from medqua.core.quantum.exact.table import HeisenbergTable
 from medqua.core.quantum.noise import NoiseModel
 
 FEW = 256
-"""Tokens up to which the number of operations costs more than their size."""
+"""Tokens up to which fresh buffers would cost more than the arithmetic in them."""
+
+STEP = 8
+"""Buffers for few tokens are for a multiple of this, so that most calls find some of their size."""
+
+IDLE = 8
+"""How many of those a program keeps."""
 
 
 class FourierEngine:
@@ -48,12 +54,12 @@ class FourierProgram:
         self.first = split(n)
         axes = table.reshape(n, 3**self.first, 3 ** (n - self.first))
         self.table = axes.mT.reshape(-1, 3**self.first)  # [n * 3^last, 3^first]
+        self._idle: dict[int, Chunk] = {}  # buffers, by size
 
     def __call__(self, angles: Float[Tensor, "tokens n"]) -> Float[Tensor, "tokens n"]:
         """Return <Z_i>: see `Program`."""
-        if len(angles) <= FEW and not (
-            torch.is_grad_enabled() and (angles.requires_grad or self.table.requires_grad)
-        ):
+        learns = torch.is_grad_enabled() and (angles.requires_grad or self.table.requires_grad)
+        if not learns and len(angles) <= FEW and angles.device.type == "cpu":
             return self._few(angles)
         result: Tensor = _Contract.apply(  # type: ignore[no-untyped-call]
             angles, self.table, self.first
@@ -61,25 +67,21 @@ class FourierProgram:
         return result
 
     def _few(self, angles: Float[Tensor, "tokens n"]) -> Float[Tensor, "tokens n"]:
-        """Return <Z_i> of a few tokens without gradients, in as few operations as possible."""
-        n, first, turned = angles.shape[1], self.first, angles.T
-        basis = torch.stack((torch.ones_like(turned), turned.cos(), turned.sin()), 1)
-        # products of qubits (0, 1), (2, 3), ... in one operation
-        pairs = (basis[0 : n - 1 : 2, :, None] * basis[1::2, None]).flatten(1, 2)
-        partial = (self.table @ folded(basis, pairs, range(first))).view(n, -1, len(angles))
-        return (partial * folded(basis, pairs, range(first, n))).sum(1).T.contiguous()
-
-
-def folded(basis: Tensor, pairs: Tensor, qubits: range) -> Float[Tensor, "terms tokens"]:
-    """Return the products over `qubits`, two at a time where `pairs` has them."""
-    result = basis[0, :1]  # 1
-    q = qubits.start
-    while q < qubits.stop:
-        paired = q % 2 == 0 and q + 1 < qubits.stop
-        factor = pairs[q // 2] if paired else basis[q]
-        result = (result[:, None] * factor).flatten(0, 1) if q > qubits.start else factor
-        q += 1 + paired
-    return result
+        """Return <Z_i> of a few tokens without gradients, in the buffers of an earlier call."""
+        tokens, n = angles.shape
+        size = max(1, -(-tokens // STEP)) * STEP
+        chunk = self._idle.pop(size, None)  # no other thread has it until it is put back
+        if chunk is None:
+            with torch.inference_mode(False):
+                chunk = Chunk(self.table, n, self.first, size)
+        chunk.turn(angles.T)
+        torch.mm(self.table, chunk.f1, out=chunk.rows)
+        z = angles.new_empty(n, size)
+        chunk.values(z)
+        if len(self._idle) >= IDLE:
+            self._idle.clear()
+        self._idle[size] = chunk
+        return z[:, :tokens].T
 
 
 def split(n_qubits: int) -> int:
