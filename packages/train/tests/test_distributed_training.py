@@ -129,9 +129,9 @@ def losses(run: Path) -> list[tuple[float, float]]:
 
 
 def logged(run: Path) -> list[dict[str, float]]:
-    """The log, without what a clock says."""
+    """The log, without what a clock says and the mean loss of the steps since the last start."""
     state = json.loads((run / "trainer_state" / "trainer_state.json").read_text())
-    clock = ("runtime", "per_second")
+    clock = ("runtime", "per_second", "train_loss")
     return [
         {name: value for name, value in line.items() if not name.endswith(clock)}
         for line in state["log_history"]
@@ -224,7 +224,7 @@ def test_a_rank_that_dies_ends_the_others_and_the_run_resumes(
     started = time.monotonic()
     codes = launch(tmp_path, run={"keys": eight, "signal": [1, 5, signal.SIGKILL]})
     assert codes == [2, -signal.SIGKILL]
-    assert time.monotonic() - started < 60  # of `timeout` in two_ranks.py
+    assert time.monotonic() - started < 300  # `TIMEOUT` of two_ranks.py: it noticed, before that
     assert "rank 0 lost another process" in said(tmp_path)
     assert "--resume" in said(tmp_path)
     assert record(tmp_path / "run")["state"] == "failed"
@@ -268,7 +268,7 @@ def test_torchrun_starts_again_where_it_was(
         [*command, "--standalone", "--max-restarts=1", str(WORKER), str(plan)],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
         check=False,
     )
     assert ended.returncode == 0, ended.stderr[-4000:]

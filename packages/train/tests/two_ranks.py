@@ -31,7 +31,10 @@ from medqua.train.recipe import load_recipe
 from medqua.train.run import train
 from medqua.train.trainer import MedQuaTrainer
 
-STUCK = 120.0
+TIMEOUT = 300
+"""Seconds that a rank waits for the others; far more than a step takes on a busy machine."""
+
+STUCK = 900.0
 """Seconds until ranks that have not ended are killed."""
 
 
@@ -103,7 +106,7 @@ def do(plan: dict[str, Any]) -> None:
 def main(plan: dict[str, Any]) -> int:
     """Be a rank, and say how it ended: 0, 2 for a refusal, 130 for a stop, 1 for a defect."""
     try:
-        distributed.start(1, plan.get("timeout", 60))
+        distributed.start(1, plan.get("timeout", TIMEOUT))
         do(plan)
     except MedQuaError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
