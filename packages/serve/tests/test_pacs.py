@@ -245,8 +245,17 @@ def http(status: str, body: bytes = b"", kind: str = "application/dicom+json") -
         (lambda link: None, PacsUnreachableError),
     ],
     ids=[
-        "unavailable", "unauthorised", "conflict", "redirect", "no JSON", "names nothing",
-        "a list", "a page", "slow", "garbage", "hangs up",
+        "unavailable",
+        "unauthorised",
+        "conflict",
+        "redirect",
+        "no JSON",
+        "names nothing",
+        "a list",
+        "a page",
+        "slow",
+        "garbage",
+        "hangs up",
     ],
 )
 def test_an_archive_that_misbehaves_over_http_leaves_the_report_in_the_outbox(

@@ -112,9 +112,7 @@ def test_uids_of_others_are_not_ours(other: object) -> None:
 
 @pytest.mark.parametrize("uid", ["../../tmp/evil", "", "1..2", "1.02", "1." * 40 + "1", "1.2/3"])
 @pytest.mark.parametrize("keyword", ["SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID"])
-def test_an_image_without_a_true_uid_is_refused_without_quoting_it(
-    uid: str, keyword: str
-) -> None:
+def test_an_image_without_a_true_uid_is_refused_without_quoting_it(uid: str, keyword: str) -> None:
     image = source()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

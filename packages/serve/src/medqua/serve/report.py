@@ -95,9 +95,7 @@ def build_report(
     content = sr.MeasurementReport(
         observation_context=sr.ObservationContext(observer_device_context=observer),
         procedure_reported=Code("399208008", "SCT", "Plain chest X-ray"),
-        imaging_measurements=[
-            _group(finding, image, algorithm, decisive) for finding in findings
-        ],
+        imaging_measurements=[_group(finding, image, algorithm, decisive) for finding in findings],
         title=codes.DCM.ImagingMeasurementReport,
     )
     content[0].ContentSequence.append(
@@ -168,9 +166,7 @@ def _group(
                 unit=codes.UCUM.Percent,
             )
         ],
-        source_images=[
-            sr.SourceImageForMeasurementGroup(image.SOPClassUID, image.SOPInstanceUID)
-        ],
+        source_images=[sr.SourceImageForMeasurementGroup(image.SOPClassUID, image.SOPInstanceUID)],
     )
 
 

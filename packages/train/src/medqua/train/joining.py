@@ -16,7 +16,12 @@ import uuid
 from collections.abc import Mapping
 from datetime import timedelta
 
-import torch.distributed as dist
+from torch.distributed import (  # type: ignore[attr-defined]  # torch lists not all it exports
+    DistStoreError,
+    PrefixStore,
+    Store,
+    TCPStore,
+)
 
 from medqua.core.errors import MedQuaError
 
@@ -24,9 +29,7 @@ PAUSE = 0.02
 """Seconds between two looks of rank 0 for new questions."""
 
 
-def common_store(
-    timeout: timedelta, environment: Mapping[str, str] = os.environ
-) -> dist.Store | None:
+def common_store(timeout: timedelta, environment: Mapping[str, str] = os.environ) -> Store | None:
     """A store for this attempt alone, or None where the launcher's own is new each time.
 
     Args:
@@ -39,18 +42,18 @@ def common_store(
     if environment.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return None
     rank, size = int(environment["RANK"]), int(environment["WORLD_SIZE"])
-    store = dist.TCPStore(
+    store = TCPStore(
         environment["MASTER_ADDR"],
         int(environment["MASTER_PORT"]),
         size,
         is_master=False,
         timeout=timeout,
     )
-    kept = dist.PrefixStore("medqua", store)
-    return dist.PrefixStore(f"medqua/{agree(kept, rank, size, timeout)}", store)
+    kept = PrefixStore("medqua", store)
+    return PrefixStore(f"medqua/{agree(kept, rank, size, timeout)}", store)
 
 
-def agree(store: dist.Store, rank: int, size: int, timeout: timedelta) -> str:
+def agree(store: Store, rank: int, size: int, timeout: timedelta) -> str:
     """One word that the living processes share, whatever dead ones left in the store.
 
     Args:
@@ -68,14 +71,14 @@ def agree(store: dist.Store, rank: int, size: int, timeout: timedelta) -> str:
     store.set(f"hello/{rank}", question)
     try:
         store.wait([f"welcome/{question}"], timeout)
-    except dist.DistStoreError as error:
+    except DistStoreError as error:
         raise _late(0, timeout) from error
-    word = store.get(f"welcome/{question}").decode()
+    word: str = store.get(f"welcome/{question}").decode()
     store.set(f"heard/{word}/{rank}", "")
     return word
 
 
-def _lead(store: dist.Store, size: int, timeout: timedelta) -> str:
+def _lead(store: Store, size: int, timeout: timedelta) -> str:
     """Draw the word and answer until all have it; a question may be a dead process's."""
     word = uuid.uuid4().hex
     answered: dict[int, str] = {}
@@ -98,6 +101,6 @@ def _lead(store: dist.Store, size: int, timeout: timedelta) -> str:
 
 def _late(rank: int, timeout: timedelta) -> MedQuaError:
     return MedQuaError(
-        f"rank {rank} did not join within {timeout.total_seconds():g} seconds: see its own message; "
-        "run.timeout sets how long to wait"
+        f"rank {rank} did not join within {timeout.total_seconds():g} seconds: see its own "
+        "message; run.timeout sets how long to wait"
     )
