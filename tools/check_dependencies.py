@@ -10,6 +10,7 @@ MODULES = {  # distribution -> importable names, where they differ
     "cuda-quantum-cu13": "cudaq",
     "mlflow-skinny": "mlflow",
     "pillow": "PIL",
+    "pyjwt": "jwt",
     "python-gdcm": "gdcm",
     "scikit-learn": "sklearn",
     "tensorboard": "tensorboard",

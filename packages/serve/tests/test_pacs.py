@@ -318,6 +318,14 @@ class Orthanc:
         with urllib.request.urlopen(f"http://127.0.0.1:{self.http}{path}", timeout=5) as answer:
             return json.load(answer)
 
+    def send(self, method: str, path: str, body: object) -> bytes:
+        address = f"http://127.0.0.1:{self.http}{path}"
+        content = json.dumps(body).encode()
+        request = urllib.request.Request(address, content, method=method)
+        with urllib.request.urlopen(request, timeout=20) as answer:
+            told: bytes = answer.read()
+        return told
+
     def modalities(self, study: str) -> list[str]:
         found = self.ask(f"/dicom-web/studies/{study}/series")
         assert isinstance(found, list)
@@ -387,17 +395,10 @@ def test_orthanc_sends_images_to_the_door(orthanc: Orthanc, door: StorePort, spo
     orthanc.dimse.echo()
     orthanc.web(to_bytes(image("1.2.3.77")))
     peer = {"AET": "MEDQUA", "Host": "127.0.0.1", "Port": door.port, "LocalAet": "PACS"}
-    found = orthanc.ask("/instances")
-    assert isinstance(found, list)
-    base = f"http://127.0.0.1:{orthanc.http}/modalities/medqua"
-    for method, path, body in (("PUT", "", peer), ("POST", "/store", found)):
-        request = urllib.request.Request(
-            base + path, json.dumps(body).encode(), {"Content-Type": "application/json"},
-            method=method,
-        )  # fmt: skip
-        try:
-            urllib.request.urlopen(request, timeout=20).close()
-        except urllib.error.HTTPError:
-            assert path  # reports among the instances are refused by class
-    kept = {str(dcmread(BytesIO(spool.read(name))).Modality) for name in spool.waiting()}
-    assert kept <= {"CR"}
+    wanted = {"Level": "Instance", "Query": {"SOPInstanceUID": "1.2.3.77"}}
+    found = json.loads(orthanc.send("POST", "/tools/find", wanted))
+    assert len(found) == 1
+    orthanc.send("PUT", "/modalities/medqua", peer)
+    orthanc.send("POST", "/modalities/medqua/store", found)
+    kept = [dcmread(BytesIO(spool.read(name))) for name in spool.waiting()]
+    assert [(str(ds.Modality), str(ds.SOPInstanceUID)) for ds in kept] == [("CR", "1.2.3.77")]
