@@ -19,7 +19,7 @@ MODULES = {  # distribution -> importable names, where they differ
 LOADED_BY_NAME = {  # never imported: found by the library that uses them
     "core": ["accelerate", "pyjpegls", "pylibjpeg", "pylibjpeg-openjpeg"],
     "train": ["alembic", "bitsandbytes", "sqlalchemy", "tensorboard"],  # by those they serve
-    "serve": ["onnxscript"],  # by torch.onnx
+    "serve": ["onnxscript", "python-multipart"],  # by torch.onnx, and FastAPI for uploads
     "ui": ["medqua-serve"],
 }
 
