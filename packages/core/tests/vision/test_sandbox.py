@@ -95,6 +95,14 @@ def test_limits_stop_it(limits, message):
     assert sandbox._process is None
 
 
+@pytest.mark.parametrize("limits", [Limits(pixels=100), Limits(side=10), Limits(file_bytes=1000)])
+def test_all_limits_reach_the_child(limits):
+    with Sandbox(limits) as sandbox, pytest.raises(UnreadableImageError):
+        sandbox.decode(JPG, ANY.to_dict())
+    with Sandbox(Limits()) as sandbox:
+        sandbox.decode(JPG, ANY.to_dict())
+
+
 def test_the_child_is_confined(decoder: Decoder, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("MEDQUA_SECRET", "42")
     with Decoder() as fresh:

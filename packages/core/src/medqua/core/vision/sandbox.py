@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import asdict
 from types import TracebackType
 from typing import IO, Any, TypeVar
 
@@ -168,7 +169,7 @@ class Sandbox:
             threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
             command = [sys.executable, "-P", "-m", "medqua.core.vision.worker"]
             self._process = subprocess.Popen(
-                [*command, str(self.limits.memory_bytes), str(self.limits.cpu_seconds)],
+                [*command, json.dumps(asdict(self.limits))],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,

@@ -1,7 +1,7 @@
 """The decoding process of a sandbox: limits itself, then decodes what it is sent.
 
 Started by `medqua.core.vision.sandbox` as
-`python -m medqua.core.vision.worker MEMORY_BYTES CPU_SECONDS`.
+`python -m medqua.core.vision.worker LIMITS`, the fields of `Limits` as JSON.
 """
 
 import ctypes
@@ -22,21 +22,20 @@ from medqua.core.vision.stored import read_stored
 PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS = 4, 38
 
 
-def main(memory_bytes: int, cpu_seconds: int) -> None:
-    """Answer files until the input ends."""
+def main(limits: Limits) -> None:
+    """Answer files within `limits` until the input ends."""
     requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     nowhere = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):  # what codecs print must not reach the replies or a log
         os.dup2(nowhere, descriptor)
-    _confine(memory_bytes)
-    limits = Limits()
+    _confine(limits.memory_bytes)
     while True:
         try:
             spec = json.loads(read_exactly(requests, 1 << 16))
             data = bytes(read_exactly(requests, limits.file_bytes))
         except EOFError:
             return
-        _allow_cpu(cpu_seconds)
+        _allow_cpu(limits.cpu_seconds)
         try:
             if spec == STORED:
                 cells, description = read_stored(data, limits)
@@ -50,7 +49,8 @@ def main(memory_bytes: int, cpu_seconds: int) -> None:
         except ImageError as error:
             write_message(replies, _refusal(type(error).__name__, str(error)))
         except MemoryError:
-            reason = f"decoding it needs over {memory_bytes >> 20} MiB; the file is hostile or huge"
+            needed = f"over {limits.memory_bytes >> 20} MiB"
+            reason = f"decoding it needs {needed}; the file is hostile or huge"
             write_message(replies, _refusal("UnreadableImageError", reason, fatal=True))
         else:
             write_message(replies, json.dumps(reply).encode(), payload)
@@ -81,4 +81,4 @@ def _allow_cpu(seconds: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]))
+    main(Limits(**json.loads(sys.argv[1])))
