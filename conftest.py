@@ -1,7 +1,9 @@
 """Fixtures shared by every package's tests."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 import torch
@@ -19,3 +21,18 @@ def shared_data() -> Path:
     if not root.is_dir():
         pytest.skip(f"no real files at {root}: set MEDQUA_TEST_DATA")
     return root
+
+
+@pytest.fixture(scope="session")
+def missing_peer() -> Callable[[str], NoReturn]:
+    """What to call where a program that tests talk to (Orthanc, dciodvfy, Chromium) is not installed.
+
+    The test is skipped, and fails with `MEDQUA_TEST_PEERS=required`, which `.ci/run` sets.
+    """
+
+    def missing(reason: str) -> NoReturn:
+        if os.environ.get("MEDQUA_TEST_PEERS") == "required":
+            pytest.fail(reason)
+        pytest.skip(reason)
+
+    return missing

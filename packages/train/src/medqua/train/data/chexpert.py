@@ -27,7 +27,7 @@ from medqua.train.data.tables import (
     read_table,
 )
 
-TODO = "download CheXpert (or CheXpert-v1.0-small) again; data.root is the folder with train.csv"
+REMEDY = "download CheXpert (or CheXpert-v1.0-small) again; data.root is the folder with train.csv"
 
 TestTable = Literal["valid", "test"]
 """Which table is the test split."""
@@ -78,8 +78,10 @@ def read_chexpert(
 
 def _rows(path: Path, split: str, labels: Sequence[str]) -> pl.DataFrame:
     """One table's rows of the manifest."""
-    todo = f"{TODO}; data.test=valid needs no test.csv" if path.stem.startswith("test") else TODO
-    table = read_table(path, ("Path",), todo)
+    remedy = REMEDY
+    if path.stem.startswith("test"):
+        remedy += "; data.test=valid needs no test.csv"
+    table = read_table(path, ("Path",), remedy)
     known = [name for name in table.columns if plain(name) in map(plain, CHEXPERT_NAMES)]
     names = own_names(labels, known, str(path))
     image = table["Path"].str.replace(r"^CheXpert[^/]*/", "").alias("image")
@@ -87,7 +89,7 @@ def _rows(path: Path, split: str, labels: Sequence[str]) -> pl.DataFrame:
     if patient.null_count():
         raise DataError(
             f"{path} names no patient in the Path of {patient.null_count()} of {table.height} "
-            f"rows (needed .../patient00001/...): {TODO}"
+            f"rows (needed .../patient00001/...): {REMEDY}"
         )
     study = patient + "/" + image.str.extract(r"/(study\d+)/", 1).fill_null("")
     lateral = image.str.contains("lateral")
