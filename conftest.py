@@ -25,7 +25,7 @@ def shared_data() -> Path:
 
 @pytest.fixture(scope="session")
 def missing_peer() -> Callable[[str], NoReturn]:
-    """What to call where a program that tests talk to (Orthanc, dciodvfy, Chromium) is not installed.
+    """What to call where a program that tests talk to is not installed (Orthanc, Chromium...).
 
     The test is skipped, and fails with `MEDQUA_TEST_PEERS=required`, which `.ci/run` sets.
     """

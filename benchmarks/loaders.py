@@ -23,9 +23,9 @@ from medqua.core.vision.image import ImageSpec
 from medqua.train.data.cache import build_cache
 from medqua.train.data.dataset import Collator, RadiographDataset
 from medqua.train.data.images import FolderStore
-from medqua.train.losses import TaskLoss
 from medqua.train.model import build_model
 from medqua.train.recipe import load_recipe
+from medqua.train.trainer.losses import TaskLoss
 
 SIZE, BATCH = 224, 32
 

@@ -24,11 +24,11 @@ from typing import Any
 
 from rich.console import Console
 
-from medqua.train import distributed
+from medqua.train.processes import distributed
 from medqua.train.recipe import load_recipe
 from medqua.train.record import peak_memory_mib
 from medqua.train.run import train
-from medqua.train.trainer import MedQuaTrainer
+from medqua.train.trainer.trainer import MedQuaTrainer
 
 RESULTS = Path(__file__).parent / "results" / "scaling.json"
 BATCH, SKIPPED = 32, 3

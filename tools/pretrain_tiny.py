@@ -27,7 +27,7 @@ from medqua.core.vision.processor import build_inputs
 from medqua.train.data.manifest import LabelPolicy
 from medqua.train.data.mimic import read_mimic
 from medqua.train.data.phantom import write_tree
-from medqua.train.metrics import macro_auroc
+from medqua.train.evaluation.metrics import macro_auroc
 
 ARCHITECTURE = TinyArchitecture(
     vision_hidden=96,

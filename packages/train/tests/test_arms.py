@@ -12,11 +12,11 @@ from medqua.core.console import run
 from medqua.core.errors import BackboneError, ConfigError
 from medqua.core.model.bundle import Bundle
 from medqua.train.__main__ import app
-from medqua.train.arguments import parameter_groups
-from medqua.train.arms import ARMS, Arm, find_arm, label_count
+from medqua.train.experiment.arms import ARMS, Arm, find_arm, label_count
 from medqua.train.model import build_model, count_parameters, count_trainable
 from medqua.train.recipe import Recipe, build_recipe, load_recipe, shipped_recipes
 from medqua.train.run import train
+from medqua.train.trainer.arguments import parameter_groups
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"  # peft reads it in `open`

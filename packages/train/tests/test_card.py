@@ -9,8 +9,8 @@ from medqua.core.errors import ConfigError
 from medqua.core.model.bundle import Bundle
 from medqua.core.model.manifest import MANIFEST, read_manifest, write_manifest
 from medqua.train.__main__ import app
-from medqua.train.card import render_card
-from medqua.train.push import pack, send
+from medqua.train.publish.card import render_card
+from medqua.train.publish.push import pack, send
 from medqua.train.recipe import load_recipe
 from medqua.train.run import train
 
@@ -95,7 +95,7 @@ def test_credentialed_data_stays_whatever_the_user_says(finished, tmp_path, name
 
 
 def test_phantoms_may_go_and_unknown_terms_only_when_read(finished, tmp_path):
-    from medqua.train.licences import SYNTHETIC
+    from medqua.train.publish.licences import SYNTHETIC
 
     name = "PHANTOMS in the layout of MIMIC-CXR-JPG 2.1.0"
     assert pack(relicensed(finished / "bundle", tmp_path / "p", name, SYNTHETIC), "me/first").files

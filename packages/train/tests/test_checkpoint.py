@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from medqua.core.errors import DataError, MedQuaError
-from medqua.train.checkpoint import (
+from medqua.train.trainer.checkpoint import (
     RECORD,
     WEIGHTS,
     Checkpoints,

@@ -18,11 +18,11 @@ from PIL import Image
 from rich.console import Console
 
 from medqua.core.errors import ConfigError, DataError, MedQuaError
-from medqua.train import distributed
-from medqua.train.checkpoint import Checkpoints
+from medqua.train.processes import distributed
 from medqua.train.recipe import Recipe, load_recipe
 from medqua.train.run import train
-from medqua.train.trainer import MedQuaTrainer
+from medqua.train.trainer.checkpoint import Checkpoints
+from medqua.train.trainer.trainer import MedQuaTrainer
 
 WORKER = Path(__file__).with_name("two_ranks.py")
 QUIET = Console(quiet=True)

@@ -8,9 +8,9 @@ import torch
 from medqua.core.console import run as run_app
 from medqua.core.errors import ConfigError
 from medqua.train.__main__ import app
-from medqua.train.distributed import check_devices
 from medqua.train.dry_run import _activations, check_processes, look_ahead
 from medqua.train.model import build_model
+from medqua.train.processes.distributed import check_devices
 from medqua.train.recipe import load_recipe
 
 

@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from medqua.core.errors import ConfigError
-from medqua.train.early import describe, exhausted, waited
 from medqua.train.recipe import load_recipe
 from medqua.train.run import train
+from medqua.train.trainer.early import describe, exhausted, waited
 
 
 def log(*scores: float) -> list[dict[str, float]]:

@@ -7,7 +7,7 @@ import pytest
 import torch.distributed as dist
 
 from medqua.core.errors import MedQuaError
-from medqua.train.joining import agree, common_store
+from medqua.train.processes.joining import agree, common_store
 
 SECONDS = timedelta(seconds=20)
 

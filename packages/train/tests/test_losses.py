@@ -7,8 +7,8 @@ from torch.nn import functional
 
 from medqua.core.errors import ConfigError
 from medqua.train.data.manifest import IGNORED
-from medqua.train.losses import TaskLoss, balancing_weight
 from medqua.train.sections import OptimSection
+from medqua.train.trainer.losses import TaskLoss, balancing_weight
 
 LABELS = ("Mass", "Edema", "Hernia")
 LOGITS = torch.tensor([[0.3, -2.0, 4.0], [1.0, 5.0, -0.2]])

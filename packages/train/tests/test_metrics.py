@@ -7,7 +7,7 @@ from sklearn.metrics import average_precision_score, brier_score_loss, roc_auc_s
 from torchmetrics.functional.classification import multilabel_auroc
 
 from medqua.train.data.manifest import IGNORED
-from medqua.train.metrics import auroc, evaluate, macro_auroc
+from medqua.train.evaluation.metrics import auroc, evaluate, macro_auroc
 
 LABELS = ("a", "b", "c")
 

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medqua.train.order import EpochOrder
+from medqua.train.trainer.order import EpochOrder
 
 
 @given(

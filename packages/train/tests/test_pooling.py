@@ -7,7 +7,7 @@ from rich.console import Console
 
 from medqua.core.errors import ConfigError, ShapeError
 from medqua.train.data.manifest import IGNORED
-from medqua.train.pooling import pool_studies
+from medqua.train.evaluation.pooling import pool_studies
 from medqua.train.recipe import load_recipe
 from medqua.train.run import train
 

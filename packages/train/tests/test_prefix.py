@@ -7,9 +7,9 @@ import torch
 
 from medqua.core.errors import DataError
 from medqua.train.data.dataset import Collator
+from medqua.train.evaluation.predict import predict
 from medqua.train.inputs import make_splits, open_data_set
 from medqua.train.model import build_model
-from medqua.train.predict import predict
 from medqua.train.prefix.cut import frozen_layers, skipping
 from medqua.train.prefix.prepare import prepare
 from medqua.train.prefix.states import PrefixDataset

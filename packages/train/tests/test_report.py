@@ -6,14 +6,14 @@ import polars as pl
 import pytest
 
 from medqua.core.errors import DataError
-from medqua.train.arms import find_arm
 from medqua.train.data.manifest import Manifest
-from medqua.train.evidence import gather
-from medqua.train.experiment import ExperimentSection
-from medqua.train.grid import Cell
-from medqua.train.metrics import macro_auroc
+from medqua.train.evaluation.metrics import macro_auroc
+from medqua.train.experiment.arms import find_arm
+from medqua.train.experiment.evidence import gather
+from medqua.train.experiment.grid import Cell
+from medqua.train.experiment.report import write_report
+from medqua.train.experiment.section import ExperimentSection
 from medqua.train.recipe import load_recipe
-from medqua.train.report import write_report
 from medqua.train.statistics.resampling import Resampling
 
 LABELS = ("Mass", "Edema", "Hernia")

@@ -9,12 +9,12 @@ import pytest
 from rich.console import Console
 
 from medqua.core.errors import ConfigError
-from medqua.train.arms import ARMS
-from medqua.train.experiment import ExperimentSection
-from medqua.train.grid import is_done, plan
+from medqua.train.experiment.arms import ARMS
+from medqua.train.experiment.grid import is_done, plan
+from medqua.train.experiment.report import write_report
+from medqua.train.experiment.reproduce import reproduce, run_cell, run_cells
+from medqua.train.experiment.section import ExperimentSection
 from medqua.train.recipe import load_recipe
-from medqua.train.report import write_report
-from medqua.train.reproduce import reproduce, run_cell, run_cells
 
 QUIET = Console(quiet=True)
 RECIPE = "reproduce-radiographs"

@@ -16,11 +16,11 @@ from safetensors.torch import load_file
 from medqua.core.adapter import classical_only
 from medqua.core.errors import ConfigError, DataError, MedQuaError
 from medqua.core.model.bundle import Bundle
-from medqua.train.checkpoint import RECORD, Checkpoints, load_trained_state
 from medqua.train.model import build_model
 from medqua.train.recipe import Recipe, load_recipe
 from medqua.train.run import train
-from medqua.train.trainer import MedQuaTrainer
+from medqua.train.trainer.checkpoint import RECORD, Checkpoints, load_trained_state
+from medqua.train.trainer.trainer import MedQuaTrainer
 
 QUIET = Console(quiet=True)
 

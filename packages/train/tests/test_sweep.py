@@ -7,9 +7,9 @@ import pytest
 from rich.console import Console
 
 from medqua.core.errors import ConfigError, MedQuaError
-from medqua.train.space import Dimension, Space, load_space, shipped_space
-from medqua.train.sweep import sweep
-from medqua.train.sweep_report import write_sweep_report
+from medqua.train.search.report import write_sweep_report
+from medqua.train.search.space import Dimension, Space, load_space, shipped_space
+from medqua.train.search.sweep import sweep
 
 QUIET = Console(quiet=True)
 SPACE = Space(

@@ -15,11 +15,11 @@ from medqua.core.errors import BackboneError, ConfigError, ShapeError
 from medqua.core.findings.labels import CHEXPERT, NIH
 from medqua.core.model.backbone import Backbone, load_backbone
 from medqua.core.vision.processor import QwenProcessor, build_inputs
-from medqua.train.arms import find_arm
+from medqua.train.evaluation.zero_shot import ZeroShotClassifier, answer_tokens, phrase
+from medqua.train.experiment.arms import find_arm
 from medqua.train.recipe import load_recipe
 from medqua.train.run import train
 from medqua.train.sections import HeadSection
-from medqua.train.zero_shot import ZeroShotClassifier, answer_tokens, phrase
 
 QUESTION = HeadSection().question
 LABELS = ("Edema", "Pleural_Thickening", "No Finding")

@@ -25,11 +25,11 @@ from rich.console import Console
 
 from medqua.core.adapter import EntropyRouter, QuasarBlock
 from medqua.core.errors import MedQuaError
-from medqua.train import distributed
-from medqua.train.checkpoint import trained_state
+from medqua.train.processes import distributed
 from medqua.train.recipe import load_recipe
 from medqua.train.run import train
-from medqua.train.trainer import MedQuaTrainer
+from medqua.train.trainer.checkpoint import trained_state
+from medqua.train.trainer.trainer import MedQuaTrainer
 
 TIMEOUT = 300
 """Seconds that a rank waits for the others; far more than a step takes on a busy machine."""

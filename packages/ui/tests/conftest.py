@@ -46,7 +46,7 @@ class Watch:
 def chromium(missing_peer: Callable[[str], NoReturn]) -> str:
     found = shutil.which("chromium") or shutil.which("google-chrome")
     if found is None:
-        missing_peer("no Chromium on PATH: install it (Debian's `chromium`) to run the browser tests")
+        missing_peer("no Chromium on PATH: the browser tests need it (Debian's `chromium`)")
     return found
 
 

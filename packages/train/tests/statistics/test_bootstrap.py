@@ -5,7 +5,7 @@ from sklearn.metrics import brier_score_loss, roc_auc_score
 from medqua.core.errors import ConfigError
 from medqua.core.findings.calibration import expected_calibration_error
 from medqua.train.data.manifest import IGNORED
-from medqua.train.metrics import macro_auroc
+from medqua.train.evaluation.metrics import macro_auroc
 from medqua.train.statistics.auroc import weighted_auroc
 from medqua.train.statistics.bootstrap import bootstrap_auroc, bootstrap_calibration
 from medqua.train.statistics.resampling import Resampling

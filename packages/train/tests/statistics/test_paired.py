@@ -6,7 +6,7 @@ from scipy.stats import norm
 
 from medqua.core.errors import ShapeError
 from medqua.train.data.manifest import IGNORED
-from medqua.train.metrics import macro_auroc
+from medqua.train.evaluation.metrics import macro_auroc
 from medqua.train.statistics.delong import delong
 from medqua.train.statistics.paired import difference, draw_macro
 from medqua.train.statistics.resampling import Resampling

@@ -16,7 +16,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from medqua.train.arms import ARMS
+from medqua.train.experiment.arms import ARMS
 
 SECONDS_BETWEEN_LINES = 15.0
 """How often progress is printed where there is no terminal to redraw."""

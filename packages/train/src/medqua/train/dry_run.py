@@ -17,16 +17,16 @@ from transformers import PreTrainedModel
 from medqua.core.adapter import QuasarLayer
 from medqua.core.errors import ConfigError, MedQuaError
 from medqua.core.model.classifier import MedQuaClassifier, vision_language_model
-from medqua.train import distributed
-from medqua.train.arguments import micro_batch_size
 from medqua.train.data.dataset import Collator, RadiographDataset
 from medqua.train.data.manifest import IGNORED
 from medqua.train.inputs import make_splits, open_data_set
-from medqua.train.losses import TaskLoss
 from medqua.train.model import count_parameters
+from medqua.train.processes import distributed
 from medqua.train.recipe import Recipe
 from medqua.train.stages.prepare import build_any
 from medqua.train.trackers.opened import check_installed
+from medqua.train.trainer.arguments import micro_batch_size
+from medqua.train.trainer.losses import TaskLoss
 
 SAMPLE = 16
 """Images of each split that are decoded."""

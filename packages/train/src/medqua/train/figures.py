@@ -10,7 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from medqua.train.data.manifest import IGNORED
-from medqua.train.metrics import auroc
+from medqua.train.evaluation.metrics import auroc
 from medqua.train.statistics.paired import Difference
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 import polars as pl
 
 from medqua.core.errors import ConfigError, DataError
-from medqua.train import distributed
 from medqua.train.data.cache import ImageCache, build_cache
 from medqua.train.data.chestmnist import fetch_chestmnist, read_chestmnist
 from medqua.train.data.chexpert import read_chexpert
@@ -32,6 +31,7 @@ from medqua.train.data.sections import (
 from medqua.train.data.selection import select, share_of_patients
 from medqua.train.data.vindr import read_vindr
 from medqua.train.phantoms import phantom_tree
+from medqua.train.processes import distributed
 from medqua.train.recipe import Recipe
 
 Say = Callable[[str], None]

@@ -7,9 +7,9 @@ from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
 
-from medqua.train import distributed
 from medqua.train.data.phantom import write_tree
 from medqua.train.data.sections import PhantomSection
+from medqua.train.processes import distributed
 
 NOTICE = "PHANTOMS: synthetic images, not patients"
 """Said whenever they stand in for a data set."""

@@ -17,7 +17,7 @@ from medqua.core.errors import ConfigError
 from medqua.core.vision.image import ImageSpec
 from medqua.train.data.augmentation import Augmentation
 from medqua.train.data.sections import DATA_KINDS, DataSection
-from medqua.train.experiment import ExperimentSection
+from medqua.train.experiment.section import ExperimentSection
 from medqua.train.sections import (
     BackboneSection,
     EvaluationSection,

@@ -26,7 +26,7 @@ from typing import Any
 import torch
 
 from medqua.core.errors import ConfigError, DataError
-from medqua.train import distributed
+from medqua.train.processes import distributed
 from medqua.train.recipe import Recipe
 
 PACKAGES = (

@@ -7,10 +7,10 @@ import torch
 from rich.console import Console
 from transformers import set_seed
 
-from medqua.train import distributed
-from medqua.train.card import render_card
-from medqua.train.metrics import Figures
+from medqua.train.evaluation.metrics import Figures
 from medqua.train.model import count_parameters
+from medqua.train.processes import distributed
+from medqua.train.publish.card import render_card
 from medqua.train.recipe import Recipe
 from medqua.train.record import (
     RunState,

@@ -6,7 +6,7 @@ from typing import Literal
 from medqua.core.errors import ConfigError
 from medqua.core.model.classifier import POOLINGS
 from medqua.core.model.tiny import TinyArchitecture
-from medqua.train.pooling import StudyPool
+from medqua.train.evaluation.pooling import StudyPool
 from medqua.train.typed import at_least
 
 Attached = Literal["quasar", "lora", "none"]

@@ -35,8 +35,8 @@ def arms(
 
         medqua-train arms backbone.source=Qwen/Qwen2.5-VL-3B-Instruct adapter.every=6
     """
-    from medqua.train.arms import ARMS, label_count
     from medqua.train.display import arm_table
+    from medqua.train.experiment.arms import ARMS, label_count
     from medqua.train.model import count_trainable
     from medqua.train.recipe import load_recipe
 
@@ -87,9 +87,9 @@ def reproduce(
 
         medqua-train reproduce data.train_on=view=PA data.test_on=view=AP --output runs/pa-ap
     """
+    from medqua.train.experiment.report import write_report
+    from medqua.train.experiment.reproduce import reproduce as run_missing
     from medqua.train.recipe import load_recipe
-    from medqua.train.report import write_report
-    from medqua.train.reproduce import reproduce as run_missing
 
     keys = list(overrides or ())
     keys += [f"experiment.arms={arms}"] if arms else []

@@ -38,7 +38,7 @@ def push(
 
         medqua-train push runs/first me/first --public
     """
-    from medqua.train.push import pack, send
+    from medqua.train.publish.push import pack, send
 
     parcel = pack(bundle, repository, permitted=permitted)
     where = None if dry_run else send(parcel, private=not public)

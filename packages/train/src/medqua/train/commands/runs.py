@@ -105,7 +105,7 @@ def _verb(name: str) -> Callable[..., None]:
 def _recipe(name: str, own: Path | None, arm: str | None, overrides: Sequence[str]) -> "Recipe":
     """The recipe of a command line."""
     from medqua.core.errors import ConfigError
-    from medqua.train.arms import find_arm
+    from medqua.train.experiment.arms import find_arm
     from medqua.train.recipe import load_recipe
 
     keys = find_arm(arm).overrides if arm else ()
@@ -119,8 +119,8 @@ def _recipe(name: str, own: Path | None, arm: str | None, overrides: Sequence[st
 def _look(recipe: "Recipe", processes: int, *, as_json: bool) -> None:
     """Show what a run would be; status 2 if it would not do."""
     from medqua.core.errors import ConfigError
-    from medqua.train import distributed
     from medqua.train.dry_run import check_processes, look_ahead, tables
+    from medqua.train.processes import distributed
 
     check_processes(processes)
     distributed.start(recipe.run.threads, recipe.run.timeout)
@@ -149,8 +149,8 @@ def _train(
 ) -> None:
     """Do a run and show its figures."""
     from medqua.core.errors import ConfigError
-    from medqua.train import distributed
     from medqua.train.display import result_tables
+    from medqua.train.processes import distributed
     from medqua.train.record import new_folder
     from medqua.train.run import train
 

@@ -39,9 +39,9 @@ def sweep(
     """
     from dataclasses import replace
 
-    from medqua.train.space import load_space, shipped_space
-    from medqua.train.sweep import sweep as run_missing
-    from medqua.train.sweep_report import write_sweep_report
+    from medqua.train.search.report import write_sweep_report
+    from medqua.train.search.space import load_space, shipped_space
+    from medqua.train.search.sweep import sweep as run_missing
 
     keys = list(overrides or ())
     wanted = load_space(space or shipped_space(), recipe, keys)

@@ -6,17 +6,17 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from medqua.core.model.classifier import MedQuaClassifier
-from medqua.train import distributed
-from medqua.train.checkpoint import put_trained_state, trained_state
 from medqua.train.display import log_line
-from medqua.train.early import describe
+from medqua.train.evaluation.zero_shot import ZeroShotClassifier
 from medqua.train.model import build_model
+from medqua.train.processes import distributed
+from medqua.train.processes.sharding import is_sharded
 from medqua.train.record import RunState
-from medqua.train.sharding import is_sharded
 from medqua.train.stages.prepare import Run
 from medqua.train.trackers.opened import Trackers
-from medqua.train.trainer import MedQuaTrainer
-from medqua.train.zero_shot import ZeroShotClassifier
+from medqua.train.trainer.checkpoint import put_trained_state, trained_state
+from medqua.train.trainer.early import describe
+from medqua.train.trainer.trainer import MedQuaTrainer
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ import polars as pl
 
 from medqua.core.findings.calibration import Calibration
 from medqua.train.data.manifest import IGNORED
-from medqua.train.influence import influence, without_path
-from medqua.train.metrics import Figures, evaluate
-from medqua.train.pooling import pool_studies
-from medqua.train.predict import Predictions, reset_routers, router_report
+from medqua.train.evaluation.influence import influence, without_path
+from medqua.train.evaluation.metrics import Figures, evaluate
+from medqua.train.evaluation.pooling import pool_studies
+from medqua.train.evaluation.predict import Predictions, reset_routers, router_report
 from medqua.train.stages.prepare import Run
 from medqua.train.statistics.bootstrap import bootstrap_auroc
 

@@ -13,19 +13,19 @@ from rich.console import Console
 from medqua.core.errors import ConfigError
 from medqua.core.model.backbone import Backbone
 from medqua.core.model.classifier import MedQuaClassifier
-from medqua.train import distributed
 from medqua.train.data.dataset import Collator, RadiographDataset
 from medqua.train.display import progress
+from medqua.train.evaluation.predict import Predictions, predict
+from medqua.train.evaluation.zero_shot import UNTAUGHT, ZeroShotClassifier
 from medqua.train.inputs import DataSet, make_splits, open_data_set
 from medqua.train.model import build_model, count_parameters, open_backbone
-from medqua.train.predict import Predictions, predict
 from medqua.train.prefix.cut import skipping
 from medqua.train.prefix.prepare import prepare
+from medqua.train.processes import distributed
+from medqua.train.processes.sharding import shard
 from medqua.train.recipe import Recipe
 from medqua.train.record import RunState, check_same_data
-from medqua.train.sharding import shard
 from medqua.train.typed import as_plain
-from medqua.train.zero_shot import UNTAUGHT, ZeroShotClassifier
 
 
 @dataclass(frozen=True)

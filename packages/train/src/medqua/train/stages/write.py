@@ -10,13 +10,13 @@ import polars as pl
 from medqua.core.errors import ConfigError
 from medqua.core.findings.calibration import Calibration
 from medqua.core.model.bundle import Bundle
-from medqua.train.early import best_step
+from medqua.train.evaluation.predict import Predictions
+from medqua.train.evaluation.zero_shot import ZeroShotClassifier
 from medqua.train.figures import draw_learning, draw_reliability, draw_roc
-from medqua.train.licences import licence_of
-from medqua.train.predict import Predictions
+from medqua.train.publish.licences import licence_of
 from medqua.train.stages.measure import Measured, targets_of
 from medqua.train.stages.prepare import Run
-from medqua.train.zero_shot import ZeroShotClassifier
+from medqua.train.trainer.early import best_step
 
 
 def make_bundle(run: Run, calibration: Calibration, card: str = "") -> Bundle:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from medqua.core.errors import ConfigError
-from medqua.train import distributed
+from medqua.train.processes import distributed
 from medqua.train.recipe import Recipe
 from medqua.train.record import RunState
 from medqua.train.trackers.shared import settings

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable
 
-from medqua.train.evidence import ArmResult, Evidence
-from medqua.train.experiment import ExperimentSection
+from medqua.train.experiment.evidence import ArmResult, Evidence
+from medqua.train.experiment.section import ExperimentSection
 from medqua.train.markdown import number, p_value, signed, span, table
 from medqua.train.statistics.holm import holm
 

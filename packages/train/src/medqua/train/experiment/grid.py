@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from medqua.train.arms import ARMS, Arm, find_arm
-from medqua.train.experiment import ExperimentSection
+from medqua.train.experiment.arms import ARMS, Arm, find_arm
+from medqua.train.experiment.section import ExperimentSection
 from medqua.train.recipe import Recipe, load_recipe
 from medqua.train.record import check_same_recipe, read_json
 

@@ -27,24 +27,24 @@ from medqua.core.adapter import regularisation, share_batch, update_thresholds
 from medqua.core.errors import MedQuaError
 from medqua.core.model.classifier import MedQuaClassifier
 from medqua.core.quantum.bottleneck import VariationalBottleneck
-from medqua.train import distributed
-from medqua.train.arguments import micro_batch_size, parameter_groups, training_arguments
-from medqua.train.checkpoint import WEIGHTS, Checkpoints, load_trained_state, trained_state
 from medqua.train.data.dataset import Collator, RadiographDataset, Sample
 from medqua.train.data.manifest import IGNORED
-from medqua.train.early import exhausted
-from medqua.train.losses import TaskLoss
-from medqua.train.metrics import macro_auroc
-from medqua.train.order import EpochOrder
-from medqua.train.predict import predict, reset_routers, router_report
-from medqua.train.recipe import Recipe
-from medqua.train.sharding import (
+from medqua.train.evaluation.metrics import macro_auroc
+from medqua.train.evaluation.predict import predict, reset_routers, router_report
+from medqua.train.processes import distributed
+from medqua.train.processes.sharding import (
     is_sharded,
     load_optimizer_state,
     whole_optimizer_state,
     without_reduction,
 )
-from medqua.train.stop import StopRequest
+from medqua.train.recipe import Recipe
+from medqua.train.trainer.arguments import micro_batch_size, parameter_groups, training_arguments
+from medqua.train.trainer.checkpoint import WEIGHTS, Checkpoints, load_trained_state, trained_state
+from medqua.train.trainer.early import exhausted
+from medqua.train.trainer.losses import TaskLoss
+from medqua.train.trainer.order import EpochOrder
+from medqua.train.trainer.stop import StopRequest
 
 SHOTS = "shots.json"
 """How many times each circuit with seeded shots has been called."""
@@ -117,7 +117,7 @@ class MedQuaTrainer(Trainer):
         self.add_callback(_Steps(self))
         self.task_loss = TaskLoss.of(recipe.optim, train.labels, train.targets)
         share_batch(model)
-        # sharded by `medqua.train.sharding`: it places and reduces itself, DDP keeps off
+        # sharded by `medqua.train.processes.sharding`: it places and reduces itself, DDP keeps off
         self.is_distributed_loading_by_transformers = is_sharded(model)
 
     def get_train_dataloader(self) -> DataLoader[Sample]:

@@ -12,7 +12,7 @@ from transformers.utils import logging as transformers_logging
 
 from medqua.core.errors import ConfigError
 from medqua.core.model.classifier import MedQuaClassifier
-from medqua.train import distributed
+from medqua.train.processes import distributed
 from medqua.train.recipe import Recipe
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from medqua.train import distributed
+from medqua.train.processes import distributed
 
 PATIENCE = 20.0
 """Seconds that a signal waits for a step to end; torchrun kills after 30."""

@@ -9,7 +9,7 @@ from matplotlib.ticker import MaxNLocator
 
 from medqua.train.figures import save_figure
 from medqua.train.markdown import number, table
-from medqua.train.space import Space
+from medqua.train.search.space import Space
 
 if TYPE_CHECKING:
     import optuna

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from medqua.core.model.bundle import INTENDED_USE
-from medqua.train.licences import licence_of
 from medqua.train.markdown import number, table
+from medqua.train.publish.licences import licence_of
 
 NOT_FOR = (
     "**Research use only. Not for clinical use**: not for diagnosis, triage or any decision "

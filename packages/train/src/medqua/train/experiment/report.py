@@ -13,14 +13,10 @@ from pathlib import Path
 
 import polars as pl
 
-from medqua.train.evidence import Evidence, all_pairs, gather, predictions_table
-from medqua.train.experiment import ExperimentSection
-from medqua.train.figures import draw_curve, draw_differences, draw_reliability
-from medqua.train.grid import Cell
-from medqua.train.markdown import conditions_text, number, p_value, percentages, signed, span
-from medqua.train.statistics.paired import Difference
-from medqua.train.statistics.resampling import Resampling
-from medqua.train.tables import (
+from medqua.train.experiment.evidence import Evidence, all_pairs, gather, predictions_table
+from medqua.train.experiment.grid import Cell
+from medqua.train.experiment.section import ExperimentSection
+from medqua.train.experiment.tables import (
     arms_section,
     costs_section,
     curve_lines,
@@ -30,6 +26,10 @@ from medqua.train.tables import (
     labels_section,
     others,
 )
+from medqua.train.figures import draw_curve, draw_differences, draw_reliability
+from medqua.train.markdown import conditions_text, number, p_value, percentages, signed, span
+from medqua.train.statistics.paired import Difference
+from medqua.train.statistics.resampling import Resampling
 
 
 def write_report(cells: Sequence[Cell], experiment: ExperimentSection, folder: Path) -> Path:

@@ -28,7 +28,7 @@ from torch.distributed.tensor import DTensor
 from medqua.core.adapter import QuasarBlock, QuasarLayer, find_decoder_layers
 from medqua.core.errors import ConfigError, ShapeError
 from medqua.core.model.classifier import MedQuaClassifier, vision_language_model
-from medqua.train import distributed
+from medqua.train.processes import distributed
 
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 """All of every tensor, on the CPU of rank 0."""

@@ -10,7 +10,7 @@ layers (`medqua.train.prefix`).
 reproduce.json               what was asked for, the declared endpoint, versions
 states/                      hidden states of the frozen layers
 cells/SHARE/ARM/seed-N/      a run folder, with `cell.json` (seconds) and `log.txt`
-report/                      written by `medqua.train.report`
+report/                      written by `medqua.train.experiment.report`
 """
 
 import multiprocessing
@@ -31,8 +31,8 @@ import torch
 from rich.console import Console
 
 from medqua.core.errors import ConfigError, MedQuaError
-from medqua.train.experiment import ExperimentSection
-from medqua.train.grid import Cell, is_done, plan
+from medqua.train.experiment.grid import Cell, is_done, plan
+from medqua.train.experiment.section import ExperimentSection
 from medqua.train.recipe import build_recipe, load_recipe
 from medqua.train.record import git_commit, read_json, write_json
 from medqua.train.run import train

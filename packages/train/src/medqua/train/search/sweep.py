@@ -6,7 +6,7 @@ can see it, so that the test split stays what it is for: one look at the recipe 
 study.db         Optuna's study: trials, values, states; by it a sweep goes on after a stop
 trials/N.json    the keys of a trial, its validation figures, or why it failed
 best.json        the best trial
-report.md        written by `medqua.train.sweep_report`
+report.md        written by `medqua.train.search.report`
 """
 
 import json
@@ -22,7 +22,7 @@ from medqua.train.display import progress
 from medqua.train.recipe import load_recipe
 from medqua.train.record import read_json, write_json
 from medqua.train.run import train
-from medqua.train.space import Dimension, Space, override
+from medqua.train.search.space import Dimension, Space, override
 
 if TYPE_CHECKING:
     import optuna

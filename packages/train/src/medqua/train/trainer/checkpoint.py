@@ -28,7 +28,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from medqua.core.errors import DataError, MedQuaError
 from medqua.core.model.manifest import sha256
-from medqua.train import distributed
+from medqua.train.processes import distributed
 
 WEIGHTS = "model.safetensors"
 """Trained weights and buffers of a checkpoint; frozen ones are the backbone's."""

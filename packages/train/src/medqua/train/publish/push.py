@@ -6,7 +6,7 @@ from typing import Any
 
 from medqua.core.errors import BundleError, ConfigError
 from medqua.core.model.bundle import Bundle
-from medqua.train.licences import LICENCES, SYNTHETIC
+from medqua.train.publish.licences import LICENCES, SYNTHETIC
 
 CREDENTIALED = (
     "the PhysioNet Credentialed Health Data Use Agreement forbids sharing access to the data with "

@@ -10,9 +10,9 @@ import polars as pl
 from jaxtyping import Bool, Float64, Int8
 
 from medqua.core.errors import DataError
-from medqua.train.arms import Arm
 from medqua.train.data.manifest import IGNORED, Manifest
-from medqua.train.metrics import Figures, evaluate
+from medqua.train.evaluation.metrics import Figures, evaluate
+from medqua.train.experiment.arms import Arm
 from medqua.train.recipe import build_recipe
 from medqua.train.record import read_json
 from medqua.train.statistics.bootstrap import Calibrated, bootstrap_calibration

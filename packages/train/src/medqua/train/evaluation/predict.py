@@ -12,9 +12,9 @@ from torch import nn
 from torch.utils.data import DataLoader, Subset
 
 from medqua.core.adapter import QuasarLayer, diagnostics, reset_diagnostics
-from medqua.train import distributed
 from medqua.train.data.dataset import Collator, RadiographDataset, Sample
-from medqua.train.sharding import is_sharded
+from medqua.train.processes import distributed
+from medqua.train.processes.sharding import is_sharded
 
 
 @dataclass(frozen=True)

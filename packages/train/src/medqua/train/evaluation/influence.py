@@ -7,8 +7,8 @@ from torch import nn
 
 from medqua.core.adapter import QuasarLayer, classical_only
 from medqua.core.findings.calibration import Calibration
-from medqua.train.metrics import Figures
-from medqua.train.predict import Predictions
+from medqua.train.evaluation.metrics import Figures
+from medqua.train.evaluation.predict import Predictions
 
 
 def without_path(model: nn.Module, predict: Callable[[], Predictions]) -> Predictions | None:

@@ -102,7 +102,7 @@ class Space:
 
 def shipped_space() -> Path:
     """The space that is installed with the package."""
-    return Path(str(files("medqua.train") / "space.toml"))
+    return Path(str(files("medqua.train.search") / "space.toml"))
 
 
 def load_space(path: Path, recipe: str, overrides: list[str]) -> Space:

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from accelerate import PartialState  # type: ignore[import-untyped]
 
 from medqua.core.errors import ConfigError, MedQuaError
-from medqua.train.joining import common_store
+from medqua.train.processes.joining import common_store
 
 T = TypeVar("T")
 

@@ -1,0 +1,1 @@
+"""One run in many processes: joining them, what they tell each other, and a model in parts."""

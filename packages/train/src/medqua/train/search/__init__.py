@@ -1,0 +1,1 @@
+"""A search over recipe keys: its space, its trials, its report."""

@@ -1,0 +1,1 @@
+"""Fitting: transformers' trainer with the paper's objective, its checkpoints, and when it stops."""
