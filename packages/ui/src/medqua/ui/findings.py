@@ -1,11 +1,13 @@
 """Findings of one file, quantum-routed and classical-only side by side, through `medqua.serve`."""
 
 import threading
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from medqua.core.errors import MedQuaError
+from medqua.core.findings.result import Findings
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,10 @@ class Reading:
     """What produced it, by name, for people."""
     seconds: float
     """Reading, decoding and both forward passes."""
+    findings: Findings | None = None
+    """The findings with codes and scores, for reports; None where refused."""
+    record: Mapping[str, Any] = field(default_factory=dict)
+    """What produced it, as plain JSON values, for reports."""
 
 
 class Reader(Protocol):
@@ -105,7 +111,9 @@ class BundleReader:
             for finding in result.findings
         )
         seconds = result.seconds + (other.seconds if other else 0)
-        return Reading(rows, "", result.notes, self._provenance, seconds)
+        return Reading(
+            rows, "", result.notes, self._provenance, seconds, result.findings, self._record
+        )
 
     def close(self) -> None:
         """End the decoding process."""
@@ -128,7 +136,7 @@ class BundleReader:
         except MedQuaError as error:
             self._state = f"The model could not be opened: {error}"
             return
-        self._quantum = bool(told.engines)
+        self._quantum, self._record = bool(told.engines), asdict(told)
         self._provenance = {
             "Bundle": told.bundle[:12],
             "Backbone": Path(told.backbone).name,
