@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from medqua.core.errors import ConfigError, OutOfScopeError, UnreadableImageError
-from medqua.core.vision.image import Decoder, ImageSpec, fit, read_image
+from medqua.core.vision.image import Decoder, ImageSpec, fit, placement, read_image
 from medqua.core.vision.limits import Limits
 from medqua.core.vision.recipe import jpeg_round_trip, mimic_cxr_jpg
 
@@ -145,6 +145,25 @@ def test_fit_pads_crops_and_stretches():
     stretched = fit(marked, ImageSpec(size=20, fit="stretch", resampling="box"))
     assert stretched[:, 5:15].min() == 1
     assert stretched[:, :5].max() == 0
+
+
+@pytest.mark.parametrize("fitting", ["pad", "crop", "stretch"])
+@pytest.mark.parametrize("shape", [(300, 210), (97, 256), (64, 64), (20, 31)])
+def test_placement_finds_a_files_corner_in_the_models_image(fitting: str, shape: tuple[int, int]):
+    spec = ImageSpec(size=64, fit=fitting, resampling="box")
+    at = placement(*shape, spec)
+    file = np.zeros(shape, np.float32)
+    row, column = int(shape[0] * 0.55), int(shape[1] * 0.45)
+    file[row:, column:] = 1
+    seen = fit(file, spec)
+    u, v = at.left + (column - at.x) / at.scale_x, at.top + (row - at.y) / at.scale_y
+    inner = seen[at.top : at.top + at.height, at.left : at.left + at.width]
+    assert inner.sum() == seen.sum()
+    # the area left white tells where the corner lies; the filter takes whole pixels or none
+    white = seen[at.top + at.height - 2, at.left : at.left + at.width].sum()
+    assert at.left + at.width - white == pytest.approx(u, abs=0.51)
+    white = seen[at.top : at.top + at.height, at.left + at.width - 2].sum()
+    assert at.top + at.height - white == pytest.approx(v, abs=0.51)
 
 
 def test_shrinking_does_not_alias():

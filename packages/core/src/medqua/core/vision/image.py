@@ -24,7 +24,16 @@ from medqua.core.vision.recipe import encode_jpeg, jpeg_round_trip, mimic_cxr_jp
 from medqua.core.vision.sandbox import Sandbox
 from medqua.core.vision.scope import Header
 
-__all__ = ["ImageSpec", "decode_image", "encode_jpeg", "fit", "mimic_cxr_jpg", "read_image"]
+__all__ = [
+    "ImageSpec",
+    "Placement",
+    "decode_image",
+    "encode_jpeg",
+    "fit",
+    "mimic_cxr_jpg",
+    "placement",
+    "read_image",
+]
 
 Profile = Literal["mimic-cxr-jpg", "display"]
 Fit = Literal["pad", "crop", "stretch"]
@@ -266,23 +275,66 @@ def fit(
     return grey.astype(np.float32).clip(0, 1)
 
 
+@dataclass(frozen=True)
+class Placement:
+    """Which part of a file's pixels a model's image shows, and where: both as corner coordinates.
+
+    Model column u shows stored column `x + (u - left) * scale_x` (rows alike), where pixel i covers
+    i to i + 1. Outside `left <= u < left + width` (rows alike) there is no image but padding.
+    """
+
+    left: int
+    """First column of the model's image that shows the file."""
+    top: int
+    """First row."""
+    width: int
+    """Columns that show it."""
+    height: int
+    """Rows that show it."""
+    x: float
+    """Stored column under `left`."""
+    y: float
+    """Stored row under `top`."""
+    scale_x: float
+    """Stored columns in one column of the model's image."""
+    scale_y: float
+    """Stored rows in one row of it."""
+
+
+def placement(height: int, width: int, spec: ImageSpec) -> Placement:
+    """Tell where `fit` puts an image.
+
+    Args:
+        height: Rows of the file.
+        width: Columns of the file.
+        spec: What is made of it.
+    """
+    size = spec.size
+    if size is None or (height, width) == (size, size):
+        return Placement(0, 0, width, height, 0.0, 0.0, 1.0, 1.0)
+    if spec.fit == "pad":
+        scale = size / max(height, width)
+        columns, rows = max(1, round(width * scale)), max(1, round(height * scale))
+        left, top = (size - columns) // 2, (size - rows) // 2
+        return Placement(left, top, columns, rows, 0.0, 0.0, width / columns, height / rows)
+    if spec.fit == "crop":
+        side = min(height, width)
+        x, y = (width - side) / 2, (height - side) / 2
+        return Placement(0, 0, size, size, x, y, side / size, side / size)
+    return Placement(0, 0, size, size, 0.0, 0.0, width / size, height / size)
+
+
 def _resample(
     grey: npt.NDArray[np.uint8] | npt.NDArray[np.float32], size: int, spec: ImageSpec
 ) -> npt.NDArray[np.uint8] | npt.NDArray[np.float32]:
     """Resample to `[size, size]` as `spec.fit` says."""
     height, width = grey.shape
     filter_ = Image.Resampling[spec.resampling.upper()]
-    image = Image.fromarray(grey)
-    if spec.fit == "pad":
-        scale = size / max(height, width)
-        inner = (max(1, round(width * scale)), max(1, round(height * scale)))
-        square = np.zeros((size, size), grey.dtype)
-        top, left = (size - inner[1]) // 2, (size - inner[0]) // 2
-        square[top : top + inner[1], left : left + inner[0]] = image.resize(inner, filter_)
-        return square
-    box: tuple[float, float, float, float] = (0, 0, width, height)
-    if spec.fit == "crop":
-        side = min(height, width)
-        left_, top_ = (width - side) / 2, (height - side) / 2
-        box = (left_, top_, left_ + side, top_ + side)
-    return np.asarray(image.resize((size, size), filter_, box=box))
+    image, at = Image.fromarray(grey), placement(height, width, spec)
+    box = (at.x, at.y, width - at.x, height - at.y)
+    shown = image.resize((at.width, at.height), filter_, box=box)
+    if (at.height, at.width) == (size, size):
+        return np.asarray(shown)
+    square = np.zeros((size, size), grey.dtype)
+    square[at.top : at.top + at.height, at.left : at.left + at.width] = shown
+    return square
