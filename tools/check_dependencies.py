@@ -17,8 +17,8 @@ MODULES = {  # distribution -> importable names, where they differ
 } | {f"medqua-{package.name}": "medqua" for package in PACKAGES.iterdir()}
 
 LOADED_BY_NAME = {  # never imported: found by the library that uses them
-    "core": ["accelerate", "pyjpegls", "pylibjpeg", "pylibjpeg-openjpeg"],
-    "train": ["alembic", "bitsandbytes", "sqlalchemy", "tensorboard"],  # by those they serve
+    "core": ["accelerate", "bitsandbytes", "pyjpegls", "pylibjpeg", "pylibjpeg-openjpeg"],
+    "train": ["alembic", "sqlalchemy", "tensorboard"],  # by those they serve
     "serve": ["onnxscript", "python-multipart"],  # by torch.onnx, and FastAPI for uploads
     "ui": ["medqua-serve"],
 }

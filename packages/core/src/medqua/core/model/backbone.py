@@ -144,7 +144,7 @@ def load_model(
     Raises:
         BackboneError: As in `load_backbone`.
     """
-    quantization = _quantization(quantize, dtype)
+    extra = _quantization(quantize, dtype)
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
@@ -152,6 +152,8 @@ def load_model(
                 f"{name!r} is a {config.model_type!r} model, which does not read images and text; "
                 "choose a vision-language model such as Qwen/Qwen2.5-VL-3B-Instruct"
             )
+        if getattr(config, "quantization_config", None):
+            _need_bitsandbytes(f"{name!r} in 4 bits")
         with quiet_bars():
             loaded: Any = AutoModelForImageTextToText.from_pretrained(
                 folder,
@@ -162,7 +164,7 @@ def load_model(
                 ignore_mismatched_sizes=True,  # _check_whole names them, and refuses
                 dtype=dtype,
                 output_loading_info=True,
-                **quantization,
+                **extra,
             )
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise BackboneError(
@@ -172,6 +174,7 @@ def load_model(
     model: PreTrainedModel
     model, report = loaded
     _check_whole(name, report)
+    _keep_layout(model)
     model.name_or_path = model.config.name_or_path = name
     model.train(False)
     return model
@@ -189,17 +192,18 @@ def quiet_bars() -> Iterator[None]:
             transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
+def quantization(model: PreTrainedModel) -> str:
+    """How a model keeps its matrices: `"nf4"` or `"none"`, as `load_backbone` takes it."""
+    return "none" if getattr(model, "hf_quantizer", None) is None else "nf4"
+
+
 def _quantization(quantize: str, dtype: torch.dtype) -> dict[str, Any]:
     """Arguments of `from_pretrained` that load matrices in 4 bits."""
     if quantize == "none":
         return {}
     if quantize != "nf4":
         raise BackboneError(f"quantize = {quantize!r}: needed 'none' or 'nf4'")
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise BackboneError(
-            "quantize = 'nf4' needs bitsandbytes, which is not installed: "
-            "pip install 'medqua-train[qlora]'"
-        )
+    _need_bitsandbytes("quantize = 'nf4'")
     config = BitsAndBytesConfig(  # type: ignore[no-untyped-call]
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
@@ -208,6 +212,25 @@ def _quantization(quantize: str, dtype: torch.dtype) -> dict[str, Any]:
     )
     device = torch.cuda.current_device() if torch.cuda.is_available() else "cpu"
     return {"quantization_config": config, "device_map": {"": device}}
+
+
+def _need_bitsandbytes(what: str) -> None:
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise BackboneError(
+            f"{what} needs bitsandbytes, which is not installed: pip install 'medqua-core[nf4]'"
+        )
+
+
+def _keep_layout(model: PreTrainedModel) -> None:
+    """Keep bitsandbytes from packing matrices anew on some CPUs: gradients do not pass that form.
+
+    It does so in eval mode where no gradient is asked for first, which is what a frozen backbone
+    below an adapter looks like, and it needs widths that are multiples of 64.
+    """
+    modules: Iterator[Any] = model.modules()
+    for module in modules:
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
 
 
 def _check_whole(name: str, report: dict[str, Any]) -> None:

@@ -28,7 +28,7 @@ import medqua.core.adapter  # noqa: F401 registers QUASAR with PEFT, which `open
 from medqua.core.errors import BackboneError, BundleError, ConfigError
 from medqua.core.findings.calibration import Calibration
 from medqua.core.findings.result import Findings, name_findings
-from medqua.core.model.backbone import Backbone
+from medqua.core.model.backbone import Backbone, quantization
 from medqua.core.model.classifier import MedQuaClassifier, vision_language_model
 from medqua.core.model.manifest import (
     MANIFEST,
@@ -321,6 +321,8 @@ class Bundle:
             save_backbone(vlm, root / "backbone")
         else:
             backbone["revision"] = self.backbone.revision
+        if quantization(vlm) != "none":
+            backbone["quantize"] = quantization(vlm)
         adapter = None
         if isinstance(model, PeftModel):
             adapter = save_adapter(model, root / "adapter", source, self.backbone.revision)

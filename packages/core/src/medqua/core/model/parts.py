@@ -25,8 +25,14 @@ def save_backbone(vlm: PreTrainedModel, folder: Path) -> None:
         if "quasar_" not in name and ".lora_" not in name
     }
     folder.mkdir()
-    with quiet_bars():
-        vlm.save_pretrained(folder, state_dict=state)
+    saved: Any = vlm
+    quantizer, saved.hf_quantizer = getattr(vlm, "hf_quantizer", None), None
+    try:  # with a quantizer, transformers would save everything that hangs on the model instead
+        with quiet_bars():
+            # nor can it turn the names of 4-bit matrices back into those of the original
+            saved.save_pretrained(folder, state_dict=state, save_original_format=quantizer is None)
+    finally:
+        saved.hf_quantizer = quantizer
 
 
 def save_adapter(
@@ -58,7 +64,7 @@ def read_parts(manifest: Manifest) -> tuple[Calibration, ImageSpec]:
         image = ImageSpec.from_dict(manifest.image)
     except (ConfigError, TypeError) as error:
         raise BundleError(f"{MANIFEST}: {error}") from error
-    extra = set(manifest.backbone) - {"source", "dtype", "folder", "revision"}
+    extra = set(manifest.backbone) - {"source", "dtype", "folder", "revision", "quantize"}
     where = [key for key in ("folder", "revision") if key in manifest.backbone]
     dtype = getattr(torch, str(manifest.backbone.get("dtype")), None)
     folder = manifest.backbone.get("folder", "backbone")
@@ -95,5 +101,6 @@ def open_backbone(
         dtype=dtype,
         cache_dir=cache_dir,
         local_files_only=local_files_only,
+        quantize=manifest.backbone.get("quantize", "none"),
     )
     return replace(fetched, processor=processor)
