@@ -53,6 +53,9 @@ def cell(root: Path, arm: str, seed: int, gain: float, share: float = 1.0, noise
     table = keys.select("image", "patient_id", "study_id", "split").with_columns(columns)
     table.write_parquet(folder / "predictions.parquet")
     record = {"recipe": recipe.to_dict(), "data": {"splits": data.counts()}, "data_hash": "x"}
+    versions = dict.fromkeys(("python", "torch", "transformers", "peft", "medqua-train"), "1.2")
+    record |= {"started": "2026-01-02T03:04:05+00:00", "git_commit": f"{arm:a<40}"}
+    record |= {"device": {"name": "a machine"}, "versions": versions}
     (folder / "run.json").write_text(json.dumps(record | {"state": "complete"}))
     router = {"layers.1": {"activation_ratio": 0.2, "threshold": 0.5, "mean_depth": 1.5}}
     without = {"macro_auroc": 0.6 + 0.1 * seed}
@@ -86,6 +89,11 @@ def test_the_endpoint_is_declared_before_any_figure(reported):
     assert sections[0] == "## The endpoint"
 
 
+def test_what_made_the_figures_is_told(reported):
+    text = " ".join(reported[0].read_text().split())
+    assert "Run 2026-01-02 on a machine, at commit medquaaaaa, mlpaaaaaaa, with python 1.2" in text
+
+
 def test_figures_are_those_of_the_predictions(reported):
     path, cells = reported
     found = {}
@@ -102,6 +110,7 @@ def test_figures_are_those_of_the_predictions(reported):
         assert f"| {np.mean(values):.4f} ±" in path.read_text()
     assert f"**{found['medqua'] - found['mlp']:+.4f}**" in path.read_text()
     assert "The interval excludes 0: on these patients MedQua ranks better" in path.read_text()
+    assert "It could hardly have been otherwise" not in path.read_text()
 
 
 def test_what_the_bottleneck_does_is_told_for_arms_that_have_one(reported):
@@ -153,6 +162,7 @@ def test_a_small_difference_is_called_none(tmp_path):
     ]
     text = write_report(cells, EXPERIMENT, tmp_path / "report").read_text()
     assert "The interval holds 0" in text
+    assert "changes a probability by 1.0e-03 on average" in text
 
 
 def test_cells_of_other_images_are_refused(tmp_path):

@@ -4,6 +4,7 @@ The names below are the public contract; each is loaded when first used, so that
 that only prints its help does not pay for torch.
 """
 
+import logging
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from medqua.core.quantum.noise import NoiseModel as NoiseModel
     from medqua.core.vision.image import ImageSpec as ImageSpec
     from medqua.core.vision.image import read_image as read_image
+
+# peft imports bitsandbytes where it is installed, which then misses optional kernels on every start
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 _HOME: dict[str, str] = {
     "ClassicalShadow": "medqua.core.adapter.shadow",

@@ -13,7 +13,13 @@ from pathlib import Path
 
 import polars as pl
 
-from medqua.train.experiment.evidence import Evidence, all_pairs, gather, predictions_table
+from medqua.train.experiment.evidence import (
+    ArmResult,
+    Evidence,
+    all_pairs,
+    gather,
+    predictions_table,
+)
 from medqua.train.experiment.grid import Cell
 from medqua.train.experiment.section import ExperimentSection
 from medqua.train.experiment.tables import (
@@ -25,9 +31,11 @@ from medqua.train.experiment.tables import (
     influence_section,
     labels_section,
     others,
+    path_change,
 )
 from medqua.train.figures import draw_curve, draw_differences, draw_reliability
 from medqua.train.markdown import conditions_text, number, p_value, percentages, signed, span
+from medqua.train.record import read_json
 from medqua.train.statistics.paired import Difference
 from medqua.train.statistics.resampling import Resampling
 
@@ -130,6 +138,7 @@ def _data(full: Evidence, cells: Sequence[Cell], shares: Sequence[float]) -> lis
             "help on radiographs.",
             "",
         ]
+    lines += [made_of(cells), ""]
     if recipe.data.train_on or recipe.data.test_on:
         trained, tested = map(conditions_text, (recipe.data.train_on, recipe.data.test_on))
         lines += [
@@ -138,6 +147,22 @@ def _data(full: Evidence, cells: Sequence[Cell], shares: Sequence[float]) -> lis
             "",
         ]
     return lines
+
+
+def made_of(cells: Sequence[Cell]) -> str:
+    """When, where and with what the cells were run; everything that differs among them is told."""
+    runs = [read_json(cell.folder / "run.json") for cell in cells]
+    days = sorted({str(run["started"])[:10] for run in runs})
+    machines = sorted({str(run["device"]["name"]) for run in runs})
+    commits = sorted({str(run["git_commit"])[:10] for run in runs})
+    versions = [
+        f"{name} {', '.join(sorted({str(run['versions'][name]) for run in runs}))}"
+        for name in ("python", "torch", "transformers", "peft", "medqua-train")
+    ]
+    return (
+        f"Run {' to '.join(dict.fromkeys((days[0], days[-1])))} on {'; '.join(machines)}, at "
+        f"commit {', '.join(commits)}, with {', '.join(versions)}."
+    )
 
 
 def _endpoint(full: Evidence, experiment: ExperimentSection) -> list[str]:
@@ -153,7 +178,21 @@ def _endpoint(full: Evidence, experiment: ExperimentSection) -> list[str]:
         f"Trainable parameters: {sizes[0]:,} and {sizes[1]:,}.",
         "",
         _verdict(found, first.arm.title, second.arm.title, experiment.confidence),
+        *_reach(found, first),
         "",
+    ]
+
+
+def _reach(found: Difference, first: ArmResult) -> list[str]:
+    """Whether the endpoint could have found anything, where it found nothing."""
+    change, bounds = path_change(first), found.interval.bounds
+    if change is None or change > 1e-3 or bounds is None or not bounds[0] <= 0 <= bounds[1]:
+        return []
+    return [
+        "",
+        "It could hardly have been otherwise: taking the routed path away from the trained "
+        f"{first.arm.title} changes a probability by {change:.1e} on average. Training left that "
+        "path next to nothing to do, whatever stands in it, so this is no evidence about circuits.",
     ]
 
 

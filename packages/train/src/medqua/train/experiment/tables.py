@@ -95,6 +95,12 @@ def costs_section(full: Evidence) -> list[str]:
     ]
 
 
+def path_change(result: ArmResult) -> float | None:
+    """How much a probability changes without the routed path: the mean over images and seeds."""
+    found = [run["classical_only"] for run in result.runs if run.get("classical_only")]
+    return _mean(run["mean_probability_change"] for run in found)
+
+
 def influence_section(full: Evidence) -> list[str]:
     """What the bottleneck's path does in each arm that has one."""
     rows = []
@@ -110,7 +116,7 @@ def influence_section(full: Evidence) -> list[str]:
                 number(whole),
                 number(without),
                 signed(None if whole is None or without is None else whole - without),
-                f"{_mean(run['mean_probability_change'] for run in found) or 0.0:.1e}",
+                f"{path_change(result) or 0.0:.1e}",
                 f"{max(run['largest_probability_change'] for run in found):.1e}",
             )
         )
