@@ -85,7 +85,16 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     audit, temporary = folder / "audit.jsonl", folder / "tmp"
     temporary.mkdir()
     process = subprocess.Popen(
-        [sys.executable, "-m", "medqua.ui", "--port", "0", "--audit", str(audit)],
+        [
+            sys.executable,
+            "-m",
+            "medqua.ui",
+            "--pictures-only",
+            "--port",
+            "0",
+            "--audit",
+            str(audit),
+        ],
         stdout=subprocess.PIPE,
         env=os.environ | {"TMPDIR": str(temporary), "OMP_NUM_THREADS": "1"},
         text=True,

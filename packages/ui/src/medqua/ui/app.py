@@ -10,12 +10,23 @@ from pathlib import Path
 from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
 
+from medqua.core.errors import ConfigError
 from medqua.core.vision.image import Decoder
+from medqua.serve.pacs import SpoolError
+from medqua.ui import workplace
+from medqua.ui.archive import Archive
 from medqua.ui.audit import AuditLog, default_log
+from medqua.ui.desk import Desk
+from medqua.ui.exports import Exports, Outbox
 from medqua.ui.findings import BundleReader, Reader
 from medqua.ui.guard import Guard
+from medqua.ui.login import Passwords
+from medqua.ui.login_oidc import Provider, ProviderSettings
+from medqua.ui.login_routes import Doors
 from medqua.ui.routes import viewer_routes
+from medqua.ui.server import Credentials, ServerReader
 from medqua.ui.studies import Sessions
+from medqua.ui.worklist import Worklist
 
 SWEEP_SECONDS = 15.0
 
@@ -25,7 +36,21 @@ class Settings:
     """How the server is run."""
 
     bundle: Path | None = None
-    """Bundle to read studies with; None shows pictures alone."""
+    """Bundle to read studies with; None shows pictures alone, unless there is a server."""
+    server: str = ""
+    """Address of a service that reads studies instead."""
+    credentials: Credentials = field(default_factory=Credentials)
+    """What is shown to it."""
+    authorities: Path | None = None
+    """Certificate authorities of service and archive, PEM; the system's by default."""
+    archive: Archive | None = None
+    """Archive to fetch studies from and to send reports to."""
+    outbox: Path | None = None
+    """Folder of reports on their way to the archive."""
+    passwords: Path | None = None
+    """Password file: with it, users log in."""
+    oidc: Path | None = None
+    """Settings of the identity provider: with them, users log in there."""
     device: str = "cpu"
     """Where the model runs."""
     samples: bool = False
@@ -38,6 +63,8 @@ class Settings:
     """Hours without use after which a session's files are deleted."""
     upload_bytes: int = 2 << 30
     """Largest upload, in bytes."""
+    login_hours: float = 12.0
+    """Hours after which users log in again."""
 
 
 def create_app(settings: Settings, reader: Reader | None = None) -> FastAPI:
@@ -48,10 +75,20 @@ def create_app(settings: Settings, reader: Reader | None = None) -> FastAPI:
         reader: Gives findings; by default that of `settings.bundle`.
 
     Raises:
-        ConfigError: If the audit log cannot be written.
+        ConfigError: If the audit log cannot be written, or a file of settings is wrong.
     """
     audit = AuditLog(settings.audit)
-    sessions = Sessions(keep_seconds=settings.keep_hours * 3600)
+    login = settings.passwords is not None or settings.oidc is not None
+    passwords = None if settings.passwords is None else Passwords(settings.passwords)
+    provider = None if settings.oidc is None else Provider(ProviderSettings.load(settings.oidc))
+    if reader is None and settings.server:
+        reader = ServerReader(
+            settings.server, settings.credentials, authorities=settings.authorities
+        )
+    sessions = Sessions(
+        keep_seconds=settings.keep_hours * 3600,
+        longest_seconds=(settings.login_hours if login else 24 * 365) * 3600,
+    )
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["GRADIO_TEMP_DIR"] = str(sessions.uploads)
     os.environ["HF_HUB_OFFLINE"] = "1"
@@ -62,6 +99,13 @@ def create_app(settings: Settings, reader: Reader | None = None) -> FastAPI:
     decoder = Decoder()
     if reader is None and settings.bundle is not None:
         reader = BundleReader(settings.bundle, settings.device)
+    desk = Desk(reader, threads=4 if settings.server else 1)
+    worklist = Worklist(
+        sessions, decoder, desk, settings.archive, audit,
+        upload_bytes=settings.upload_bytes, login=login,
+    )  # fmt: skip
+    outbox = None if settings.archive is None else _outbox(settings)
+    exports = Exports(sessions, desk, audit, outbox)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -73,12 +117,21 @@ def create_app(settings: Settings, reader: Reader | None = None) -> FastAPI:
             sweeping.cancel()
             with suppress(asyncio.CancelledError):
                 await sweeping
+            await run_in_threadpool(desk.close)
+            if isinstance(reader, BundleReader):
+                await run_in_threadpool(reader.close)
+            if outbox is not None:
+                await run_in_threadpool(outbox.close)
             decoder.close()
             sessions.close()
 
-    app = FastAPI(lifespan=lifespan, openapi_url=None, routes=viewer_routes(sessions))
-    app.add_middleware(Guard, sessions=sessions, hosts=settings.host_names)
-    page = build_page(sessions, decoder, audit, reader, samples=settings.samples)
+    doors = Doors(sessions, audit, passwords, provider) if login else None
+    routes = [*worklist.routes(), *exports.routes(), *viewer_routes(sessions)]
+    if doors is not None:
+        routes += doors.routes()
+    app = FastAPI(lifespan=lifespan, openapi_url=None, routes=routes)
+    app.add_middleware(Guard, sessions=sessions, hosts=settings.host_names, doors=doors)
+    page = build_page(sessions, worklist, audit, desk, samples=settings.samples)
     sans, mono = ["system-ui", "DejaVu Sans", "sans-serif"], ["ui-monospace", "monospace"]
     theme = gr.themes.Default(font=sans, font_mono=mono)  # none that is fetched
     gr.mount_gradio_app(
@@ -87,6 +140,7 @@ def create_app(settings: Settings, reader: Reader | None = None) -> FastAPI:
         path="",
         theme=theme,
         css_paths=Path(__file__).parent / "page.css",
+        head=workplace.HEAD,
         footer_links=[],
         run_history=False,
         ssr_mode=False,
@@ -94,9 +148,24 @@ def create_app(settings: Settings, reader: Reader | None = None) -> FastAPI:
         mcp_server=False,
         enable_monitoring=False,
         show_error=False,
-        max_file_size=settings.upload_bytes,
+        max_file_size=1,  # files come in by our own route
     )
     return app
+
+
+def _outbox(settings: Settings) -> Outbox:
+    """Open the folder of reports on their way.
+
+    Raises:
+        ConfigError: It cannot be had.
+    """
+    if settings.archive is None:
+        raise ConfigError("an outbox needs --archive")
+    folder = settings.outbox or settings.audit.with_name("outbox")
+    try:
+        return Outbox(folder, settings.archive)
+    except (OSError, SpoolError):
+        raise ConfigError(f"{folder} cannot be written; give another with --outbox") from None
 
 
 async def _sweep(sessions: Sessions) -> None:

@@ -18,27 +18,30 @@ ARCHIVE_BYTES = 2048 * MIB
 SKIPPED = ("DICOMDIR", ".DS_Store", "Thumbs.db")
 
 
-def take_in(session: Session, paths: Sequence[Path], decoder: Decoder) -> Iterator[Study | Refusal]:
+def take_in(
+    session: Session, paths: Sequence[Path], decoder: Decoder, names: Sequence[str] = ()
+) -> Iterator[Study | Refusal]:
     """Open uploaded files in order; an archive's files one by one.
 
     Args:
         session: Where they go.
         paths: The uploads; each is deleted once it is read.
         decoder: Reads every one of them in its process.
+        names: What their sender called them; by default as the paths.
 
     Yields:
         What became of each file, as soon as it is known.
     """
-    for path in paths:
+    for path, name in zip(paths, names or [path.name for path in paths], strict=True):
         try:
-            for file, content in _contents(path):
+            for file, content in _contents(path, name):
                 if isinstance(content, Refusal):
                     session.refusals.append(content)
                     yield content
                 else:
                     yield _open(session, file, content, decoder)
         except OSError:  # cancelled, or gone with the session
-            yield Refusal(path.name, "the upload did not arrive whole; upload it again")
+            yield Refusal(name, "the upload did not arrive whole; upload it again")
         finally:
             path.unlink(missing_ok=True)
 
@@ -47,27 +50,27 @@ def _open(session: Session, file: str, content: bytes, decoder: Decoder) -> Stud
     try:
         cells, description = decoder.read_stored(content)
     except ImageError as error:
-        refusal = Refusal(file, _sentence(str(error)))
+        refusal = Refusal(file, sentence(str(error)))
         session.refusals.append(refusal)
         return refusal
     return session.add(file, content, cells, description)
 
 
-def _contents(path: Path) -> Iterator[tuple[str, bytes | Refusal]]:
+def _contents(path: Path, name: str) -> Iterator[tuple[str, bytes | Refusal]]:
     """Give a file's name and content, or those of an archive's members."""
     with path.open("rb") as file:
         is_archive = file.read(4) in (b"PK\x03\x04", b"PK\x05\x06")
     if not is_archive:
         try:
-            yield path.name, read_bytes(path)
+            yield name, read_bytes(path)
         except UnreadableImageError as error:
-            yield path.name, Refusal(path.name, _sentence(str(error)))
+            yield name, Refusal(name, sentence(str(error)))
         return
     try:
         with zipfile.ZipFile(path) as archive:
-            yield from _members(path.name, archive)
+            yield from _members(name, archive)
     except (zipfile.BadZipFile, ValueError, NotImplementedError):
-        yield path.name, Refusal(path.name, "The archive is damaged; make it again.")
+        yield name, Refusal(name, "The archive is damaged; make it again.")
 
 
 def _members(name: str, archive: zipfile.ZipFile) -> Iterator[tuple[str, bytes | Refusal]]:
@@ -101,7 +104,7 @@ def _members(name: str, archive: zipfile.ZipFile) -> Iterator[tuple[str, bytes |
         try:
             yield file, read_bytes(content)
         except UnreadableImageError as error:
-            yield file, Refusal(file, _sentence(str(error)))
+            yield file, Refusal(file, sentence(str(error)))
 
 
 def _wanted(path: str) -> bool:
@@ -109,6 +112,6 @@ def _wanted(path: str) -> bool:
     return "__MACOSX" not in path and PurePosixPath(path).name not in SKIPPED
 
 
-def _sentence(text: str) -> str:
+def sentence(text: str) -> str:
     """Write a message as a sentence."""
     return f"{text[:1].upper()}{text[1:].rstrip('.')}."

@@ -5,12 +5,6 @@ from html import escape
 from typing import Any
 
 from medqua.ui.findings import Reading
-from medqua.ui.studies import Refusal, Session
-
-BANNER = """
-<header id="banner"><strong>MedQua</strong>
-<span id="research">Research use only. Not a medical device, not for diagnosis.</span></header>
-"""
 
 VIEWER = '<iframe id="viewer" src="/viewer/index.html" title="Image viewer"></iframe>'
 
@@ -36,33 +30,6 @@ to the audit log.
 
 Research use only. Not a medical device, not for diagnosis.
 """
-
-
-def told(opened: int, refused: int, *, done: bool) -> str:
-    """Tell how far an upload is."""
-    if not done:
-        return f'<p role="status">Opening &hellip; {opened + refused} done</p>'
-    parts = [_count(opened, "study", "studies") + " opened"] if opened or not refused else []
-    parts += [_count(refused, "file", "files") + " not opened"] if refused else []
-    return f'<p role="status">{", ".join(parts)}.</p>'
-
-
-def refusals(files: Sequence[Refusal]) -> str:
-    """List files that were not opened, with the reason of each."""
-    if not files:
-        return ""
-    items = "".join(
-        f"<li><strong>{escape(file.file)}</strong><br>{escape(file.reason)}</li>" for file in files
-    )
-    head = '<section id="refused" aria-label="Not opened"><h3>Not opened</h3>'
-    return f"{head}<ul>{items}</ul></section>"
-
-
-def worklist(session: Session, filter_by: str = "") -> list[tuple[str, str]]:
-    """Return the studies' texts and names, those whose text holds what is searched for."""
-    wanted = filter_by.casefold()
-    texts = [(f"{s.file} — {s.summary}", s.name) for s in session.studies.values()]
-    return [(text, name) for text, name in texts if wanted in text.casefold()]
 
 
 def no_findings(sentence: str) -> str:
@@ -130,7 +97,3 @@ def tag_table(rows: Sequence[dict[str, Any]], look: str, *, revealed: bool) -> s
     count = f'<p class="quiet" role="status">{len(lines)} of {len(rows)} elements</p>'
     head = "<thead><tr><th>Tag</th><th>Name</th><th>Value</th></tr></thead>"
     return f"{count}<table>{head}<tbody>{''.join(lines)}</tbody></table>"
-
-
-def _count(number: int, one: str, many: str) -> str:
-    return f"{number} {one if number == 1 else many}"

@@ -13,6 +13,9 @@ from medqua.ui.studies import Sessions, Study
 VIEWER = Path(__file__).parent / "viewer"
 """The static module, as it is shipped."""
 
+AROUND = Path(__file__).parent / "static"
+"""What moves the page around it."""
+
 
 def viewer_routes(sessions: Sessions) -> list[BaseRoute]:
     """Return the routes under `/viewer`.
@@ -50,5 +53,6 @@ def viewer_routes(sessions: Sessions) -> list[BaseRoute]:
     return [
         Route("/viewer/studies/{name}/description", description),
         Route("/viewer/studies/{name}/pixels", pixels),
+        Mount("/page", StaticFiles(directory=AROUND)),
         Mount("/viewer", StaticFiles(directory=VIEWER, html=True)),
     ]

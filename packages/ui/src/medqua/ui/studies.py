@@ -22,7 +22,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from medqua.ui.login import LOCAL, User
+
 PREFIX = "medqua-ui-"
+
+MOST_PAGES = 100
+"""Pages of a session whose names are remembered; the oldest is forgotten."""
 
 UPLOAD_SECONDS = 600
 """Age at which what an upload left behind is deleted."""
@@ -35,11 +40,17 @@ class Study:
     name: str
     """Unguessable, and all that a browser is told of where it lies."""
     file: str
-    """Name that the user's machine gave it; shown to the user alone, never logged."""
+    """Name that the user's machine gave it, with its folder; shown to the user alone, never
+    logged."""
     digest: str
     """SHA-256 of its content, hexadecimal: what the audit log calls it."""
     summary: str
     """Modality, view and size, for the worklist."""
+    patient: str
+    """Equal for studies of one patient, by Patient ID, its issuer and the birth date, else by name
+    and birth date; empty where the file tells neither."""
+    date: str
+    """Study Date, to put studies of a patient in order; empty if there is none."""
     folder: Path
     """Where its parts lie."""
 
@@ -99,6 +110,26 @@ class Session:
     """Open pages, by Gradio's name for them."""
     revealed: set[str] = field(default_factory=set)
     """Names of studies whose personal data this session has asked to see."""
+    user: User = LOCAL
+    """Whose it is."""
+    begun: float = 0.0
+    """When it began, in seconds of the clock."""
+    ended: bool = False
+    """Whether it is over, so that nothing is written to its folder any more."""
+    arrived: bool = False
+    """Whether its first page is there."""
+    receiving: int = 0
+    """Uploads under way."""
+    outcomes: dict[str, Any] = field(default_factory=dict)
+    """What reading came to, by the study's name; kept by `medqua.ui.desk`."""
+    patients: dict[str, int] = field(default_factory=dict)
+    """Numbers under which patients stand in the worklist."""
+
+    @property
+    def who(self) -> str:
+        """What the audit log calls whoever uses it: the user, or a public name of the session."""
+        public = sha256(self.folder.name.encode()).hexdigest()[:12]
+        return self.user.name if self.user != LOCAL else f"session {public}"
 
     def add(
         self, file: str, content: bytes, cells: npt.NDArray[Any], description: dict[str, Any]
@@ -117,21 +148,35 @@ class Session:
         if description["frames"] > 1:
             words.append(f"{description['frames']} frames")
         summary = " · ".join(word for word in words if word)
-        study = Study(name, file, sha256(content).hexdigest(), summary, self.folder)
         rows = description.get("tags", [])
+        patient, date = _identity(rows)
+        digest = sha256(content).hexdigest()
+        study = Study(name, file, digest, summary, patient, date, self.folder)
         told = {key: value for key, value in description.items() if key != "tags"}
         study.pixels.write_bytes(np.ascontiguousarray(cells, cells.dtype.newbyteorder("<")).data)
         study.description.write_text(json.dumps(told, allow_nan=False))
         (self.folder / f"{name}.tags").write_text(json.dumps(rows))
         study.content.write_bytes(content)
+        if patient:
+            self.patients.setdefault(patient, len(self.patients) + 1)
         self.studies[name] = study
         return study
+
+    def forget(self, name: str) -> None:
+        """Delete one study's files and forget it."""
+        if self.studies.pop(name, None) is not None:
+            self.revealed.discard(name)
+            self.outcomes.pop(name, None)
+            for path in self.folder.glob(f"{name}.*"):
+                path.unlink(missing_ok=True)
 
     def empty(self) -> None:
         """Delete all files and forget them."""
         self.studies.clear()
         self.refusals.clear()
         self.revealed.clear()
+        self.outcomes.clear()
+        self.patients.clear()
         for path in self.folder.iterdir():
             path.unlink(missing_ok=True)
 
@@ -145,6 +190,7 @@ class Sessions:
         *,
         keep_seconds: float = 28_800.0,
         leave_seconds: float = 60.0,
+        longest_seconds: float = 43_200.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Make the folder, and remove those of servers that died.
@@ -153,6 +199,8 @@ class Sessions:
             parent: Folder to make it in; the system's for temporary files by default.
             keep_seconds: Age since last use after which a session's files are deleted.
             leave_seconds: Time after the last tab is closed until they are: a reload closes too.
+            longest_seconds: Age after which a session ends though it is used, and its user logs in
+                again.
             clock: Seconds; for tests.
         """
         where = Path(parent or tempfile.gettempdir())
@@ -161,25 +209,52 @@ class Sessions:
         self.uploads = self.root / "uploads"
         self.uploads.mkdir(mode=0o700)
         self.keep_seconds, self.leave_seconds, self.clock = keep_seconds, leave_seconds, clock
+        self.longest_seconds = longest_seconds
         self._sessions: dict[str, Session] = {}
+        self._pages: dict[str, str] = {}  # Gradio's name of a page -> session
         self._lock = threading.Lock()
 
-    def begin(self) -> str:
+    def begin(self, user: User = LOCAL) -> str:
         """Begin a session and return its secret name."""
         token = secrets.token_urlsafe(32)
         folder = self.root / secrets.token_hex(16)
         folder.mkdir(mode=0o700)
+        now = self.clock()
         with self._lock:
-            self._sessions[token] = Session(folder, self.clock())
+            self._sessions[token] = Session(folder, now, user=user, begun=now)
         return token
 
-    def get(self, token: str | None) -> Session | None:
-        """Return a session by its secret name, and note that it is used; None if there is none."""
+    def get(self, token: str | None, *, touch: bool = True) -> Session | None:
+        """Return a session by its secret name; None if there is none.
+
+        Args:
+            token: Its secret name.
+            touch: Note that it is used.
+        """
         with self._lock:
             session = self._sessions.get(token or "")
             if session is not None:
-                session.used = self.clock()
+                if self.clock() - session.begun > self.longest_seconds:
+                    return None
+                if touch:
+                    session.used = self.clock()
             return session
+
+    def claim(self, token: str, page: str) -> bool:
+        """Give a page's name to the session that first uses it; tell whether it is its own."""
+        with self._lock:
+            owner = self._pages.setdefault(page, token)
+            if owner == token and sum(one == token for one in self._pages.values()) > MOST_PAGES:
+                del self._pages[next(p for p, one in self._pages.items() if one == token)]
+            return owner == token
+
+    def end(self, token: str | None) -> None:
+        """End a session at once: its files are deleted."""
+        with self._lock:
+            session = self._sessions.pop(token or "", None)
+            self._pages = {page: one for page, one in self._pages.items() if one != token}
+        if session is not None:
+            _delete(session)
 
     def leave(self, token: str, tab: str) -> None:
         """Note that a tab was closed."""
@@ -194,15 +269,19 @@ class Sessions:
         with self._lock:
             over = [token for token, session in self._sessions.items() if self._over(session, now)]
             gone = [self._sessions.pop(token) for token in over]
+            left = self._sessions
+            self._pages = {page: token for page, token in self._pages.items() if token in left}
         for session in gone:
-            shutil.rmtree(session.folder, ignore_errors=True)
+            _delete(session)
         for path in self.uploads.rglob("*"):  # cut short, or left behind while being received
             if path.is_file() and time.time() - path.stat().st_mtime > UPLOAD_SECONDS:
                 path.unlink(missing_ok=True)
         return len(gone)
 
     def _over(self, session: Session, now: float) -> bool:
-        left = bool(session.studies) and not session.tabs
+        if now - session.begun > self.longest_seconds:
+            return True
+        left = bool(session.studies) and not session.tabs and not session.receiving
         return now - session.used > (self.leave_seconds if left else self.keep_seconds)
 
     def close(self) -> None:
@@ -210,6 +289,28 @@ class Sessions:
         with self._lock:
             self._sessions.clear()
         shutil.rmtree(self.root, ignore_errors=True)
+
+
+def _delete(session: Session) -> None:
+    """Delete a session's files, and forget what it knew; threads may still hold it."""
+    session.ended = True
+    for known in (session.studies, session.outcomes, session.refusals, session.patients):
+        known.clear()
+    shutil.rmtree(session.folder, ignore_errors=True)
+
+
+def _identity(rows: list[dict[str, Any]]) -> tuple[str, str]:
+    """Return what tells a patient from another, hashed, and the study's date."""
+    told = {row["tag"]: str(row["value"]).strip() for row in rows if not row["level"]}
+    number, born = told.get("(0010,0020)", ""), told.get("(0010,0030)", "")
+    name, date = told.get("(0010,0010)", ""), told.get("(0008,0020)", "")
+    if number:
+        words = ("id", number, told.get("(0010,0021)", ""), born)
+    elif name and born:
+        words = ("name", name, "", born)
+    else:
+        return "", date
+    return sha256("\0".join(words).encode()).hexdigest(), date
 
 
 def _remove_orphans(where: Path) -> None:
