@@ -12,7 +12,7 @@ from PIL import Image
 
 from medqua.core.adapter import QuasarConfig
 from medqua.core.errors import BundleError, ConfigError, UnreadableImageError
-from medqua.core.findings import CHEXPERT_NAMES, Calibration
+from medqua.core.findings import CHEXPERT_NAMES, Calibration, Validation
 from medqua.core.model import Bundle, MedQuaClassifier, TinyArchitecture, load_backbone
 from medqua.core.model.manifest import MANIFEST, Manifest, read_manifest, write_manifest
 from medqua.core.vision.image import ImageSpec
@@ -64,6 +64,16 @@ def copy(saved: Path, tmp_path: Path) -> Path:
 def test_saving_and_opening_say_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
     Bundle.open(make().save(tmp_path / "bundle"))
     assert capfd.readouterr() == ("", "")
+
+
+def test_validation_figures_travel_with_the_model_and_may_be_absent(saved: Path, tmp_path: Path):
+    assert Bundle.open(saved).validation is None
+    random = np.random.default_rng(0)
+    told = Validation.measure(random.random((60, 14)), random.random((60, 14)) < 0.4)
+    folder = make(adapter=False, validation=told).save(tmp_path / "bundle")
+    assert Bundle.open(folder).validation == told
+    with pytest.raises(BundleError, match="of 2 labels for 14"):
+        make(adapter=False, validation=Validation(told.labels[:2]))
 
 
 @pytest.mark.parametrize(("adapter", "lora"), [(True, True), (True, False), (False, False)])

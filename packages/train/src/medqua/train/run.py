@@ -29,6 +29,7 @@ from medqua.train.stages.measure import (
     path_figures,
     seconds_per_image,
     untrained_figures,
+    validation_of,
 )
 from medqua.train.stages.prepare import Run, describe_data, from_prefix, preload, prepare_run
 from medqua.train.stages.write import draw, make_bundle, write_predictions, write_skipped
@@ -148,7 +149,8 @@ def _write(run: Run, fitted: Fitted, measured: Measured, metrics: Figures, state
         rest = f"everything of the run is in {run.folder}"
         run.say(f"Nothing was trained, so there is no bundle; {rest}")
         return
-    bundle = make_bundle(run, measured.calibration, render_card(state.record, metrics))
+    card = render_card(state.record, metrics)
+    bundle = make_bundle(run, measured.calibration, card, validation_of(run, measured))
     where = bundle.save(run.folder / "bundle", overwrite=True)
     run.say(f"The model is in {where}, everything of the run in {run.folder}")
 

@@ -18,6 +18,7 @@ from medqua.core.findings.labels import (
     observation,
 )
 from medqua.core.findings.result import Finding, Findings, name_findings
+from medqua.core.findings.validation import Validation
 
 __all__ = [
     "CHEXPERT",
@@ -32,6 +33,7 @@ __all__ = [
     "Findings",
     "Mapping",
     "Observation",
+    "Validation",
     "expected_calibration_error",
     "mean_calibration_error",
     "name_findings",

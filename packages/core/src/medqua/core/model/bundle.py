@@ -5,6 +5,7 @@
     adapter/             PEFT's files, if there is an adapter
     processor/           tokenizer, image constants, chat template
     backbone/            the backbone, unless it is a hub model at a fixed commit
+    validation.json      what validation showed of each finding, if it was measured
     README.md            the model card, if its maker wrote one
 
 Serving opens a bundle with no options of preprocessing: all that decides a prediction is in it.
@@ -28,6 +29,7 @@ import medqua.core.adapter  # noqa: F401 registers QUASAR with PEFT, which `open
 from medqua.core.errors import BackboneError, BundleError, ConfigError
 from medqua.core.findings.calibration import Calibration
 from medqua.core.findings.result import Findings, name_findings
+from medqua.core.findings.validation import Validation
 from medqua.core.model.backbone import Backbone, quantization
 from medqua.core.model.classifier import MedQuaClassifier, vision_language_model
 from medqua.core.model.manifest import (
@@ -56,6 +58,7 @@ INTENDED_USE = "Research use only, not for diagnosis."
 
 _HEAD = "head.safetensors"
 _CARD = "README.md"
+_VALIDATION = "validation.json"
 _ADAPTER_TYPES = ("QUASAR", "LORA")
 
 
@@ -89,6 +92,8 @@ class Bundle:
     """What the model is for, and what it is not for."""
     card: str = ""
     """Model card, in Markdown; empty leaves it out."""
+    validation: Validation | None = None
+    """What validation showed of each finding: intervals and operating points rest on it."""
 
     def __post_init__(self) -> None:
         n_labels = self.classifier.head.out_features
@@ -101,6 +106,12 @@ class Bundle:
             raise BundleError(
                 f"{len(self.calibration.temperatures)} temperatures for {n_labels} labels: "
                 "fit the calibration on this head's logits"
+            )
+
+        if self.validation is not None and len(self.validation.labels) != n_labels:
+            raise BundleError(
+                f"validation figures of {len(self.validation.labels)} labels for {n_labels}: "
+                "measure them with this head"
             )
 
     @torch.inference_mode()
@@ -259,6 +270,7 @@ class Bundle:
             license=manifest.license,
             intended_use=manifest.intended_use,
             card=(root / _CARD).read_text("utf-8") if _CARD in manifest.files else "",
+            validation=_read_validation(root) if _VALIDATION in manifest.files else None,
         )
 
     @staticmethod
@@ -283,7 +295,7 @@ class Bundle:
         for path in needed:
             if path not in manifest.files:
                 raise BundleError(f"{path} is not among the bundle's files: export again")
-        rooms = {path.split("/")[0] for path in (*needed, "processor/", _CARD)}
+        rooms = {path.split("/")[0] for path in (*needed, "processor/", _CARD, _VALIDATION)}
         for path in manifest.files:
             if path.split("/")[0] not in rooms:
                 raise BundleError(f"{path} belongs to no part of the bundle: export again")
@@ -331,6 +343,9 @@ class Bundle:
         save_file({name: x.cpu().contiguous() for name, x in head.items()}, root / _HEAD)
         if self.card:
             (root / _CARD).write_text(self.card, "utf-8")
+        if self.validation is not None:
+            told = json.dumps(self.validation.to_dict(), indent=1, allow_nan=False)
+            (root / _VALIDATION).write_text(told + "\n", "utf-8")
         for path in root.rglob("*"):
             path.chmod(0o755 if path.is_dir() else 0o644)
         calibration = self.calibration or Calibration.identity(len(self.labels))
@@ -352,6 +367,13 @@ class Bundle:
         )
         write_manifest(root, manifest)
         read_manifest(root)
+
+
+def _read_validation(root: Path) -> Validation:
+    try:
+        return Validation.from_dict(json.loads((root / _VALIDATION).read_bytes()))
+    except (ConfigError, ValueError, AttributeError) as error:
+        raise BundleError(f"{_VALIDATION}: {error}") from error
 
 
 def _first_line(error: BaseException) -> str:

@@ -9,6 +9,7 @@ import numpy.typing as npt
 import polars as pl
 
 from medqua.core.findings.calibration import Calibration
+from medqua.core.findings.validation import Validation
 from medqua.train.data.manifest import IGNORED
 from medqua.train.evaluation.influence import influence, without_path
 from medqua.train.evaluation.metrics import Figures, evaluate
@@ -49,6 +50,14 @@ def measure(run: Run) -> Measured:
     routers = router_report(run.classifier)
     classical = without_path(run.classifier, lambda: run.predict("test", "Test, classical only"))
     return Measured(validated, tested, _calibration(run, validated), routers, classical)
+
+
+def validation_of(run: Run, measured: Measured) -> Validation:
+    """What the validation split shows of each finding: the bundle keeps it."""
+    targets = targets_of(run, "validate", measured.validated)
+    known = targets != IGNORED
+    probabilities = measured.calibration(measured.validated.logits)
+    return Validation.measure(probabilities, np.where(known, targets, 0), known)
 
 
 def path_figures(run: Run, measured: Measured) -> Figures | None:

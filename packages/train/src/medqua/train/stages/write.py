@@ -9,6 +9,7 @@ import polars as pl
 
 from medqua.core.errors import ConfigError
 from medqua.core.findings.calibration import Calibration
+from medqua.core.findings.validation import Validation
 from medqua.core.model.bundle import Bundle
 from medqua.train.evaluation.predict import Predictions
 from medqua.train.evaluation.zero_shot import ZeroShotClassifier
@@ -19,7 +20,9 @@ from medqua.train.stages.prepare import Run
 from medqua.train.trainer.early import best_step
 
 
-def make_bundle(run: Run, calibration: Calibration, card: str = "") -> Bundle:
+def make_bundle(
+    run: Run, calibration: Calibration, card: str = "", validation: Validation | None = None
+) -> Bundle:
     """The trained model with all that decides its predictions, and its card.
 
     Raises:
@@ -39,6 +42,7 @@ def make_bundle(run: Run, calibration: Calibration, card: str = "") -> Bundle:
         training_data={"name": manifest.source, "fingerprint": manifest.fingerprint},
         license=licence_of(kind, synthetic=run.data.synthetic),
         card=card,
+        validation=validation,
     )
 
 
