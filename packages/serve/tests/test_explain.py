@@ -9,9 +9,10 @@ import torch
 from medqua.core.adapter import classical_only
 from medqua.core.adapter.layer import QuasarLayer
 from medqua.core.model.bundle import Bundle
-from medqua.core.vision.image import decode_image
+from medqua.core.vision.image import Decoder, decode_image
 from medqua.serve.demo import DEMO
-from medqua.serve.explain import occlusion, routes, token_grid
+from medqua.serve.explain import explain_file, occlusion, routes, token_grid
+from medqua.serve.pipeline import predict_files
 
 SAMPLE = (Path(__file__).parents[2] / "ui/src/medqua/ui/samples/phantom-pa-effusion.dcm").resolve()
 
@@ -65,6 +66,26 @@ def test_nothing_is_routed_without_the_path_and_nobody_listens_afterwards(
         layers = routes(bundle, image).layers
         assert all(len(layer.angles) == 0 == layer.routed.sum() for layer in layers)
     assert hooks == [len(m._forward_hooks) for m in bundle.classifier.modules()]
+
+
+def test_a_file_is_explained_by_the_pass_that_named_its_findings(
+    bundle: Bundle, image: np.ndarray
+):
+    with Decoder() as decoder:
+        told = explain_file(bundle, SAMPLE, decoder)
+        refused = explain_file(bundle, ("a.dcm", b"no image"), decoder)
+        (expected,) = predict_files(bundle, [SAMPLE], decoder=decoder)
+        with classical_only(bundle.classifier):
+            (classical,) = predict_files(bundle, [SAMPLE], decoder=decoder)
+    assert told.result.findings == expected.findings
+    assert told.classical == classical.findings != expected.findings
+    assert np.array_equal(told.image, image)
+    again = routes(bundle, image)
+    for one, other in zip(told.routes.layers, again.layers, strict=True):
+        assert np.array_equal(one.gate, other.gate)
+        assert np.array_equal(one.depth, other.depth)
+    assert refused.result.refusal is not None
+    assert refused.image is refused.routes is refused.classical is None
 
 
 def test_covering_is_computed_as_if_the_file_were_covered(bundle: Bundle, image: np.ndarray):

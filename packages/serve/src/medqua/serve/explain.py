@@ -1,8 +1,8 @@
 """Where a model looked: which visual tokens its adapters routed, and what covering a region does.
 
-    seen = routes(bundle, image)                  # with the findings of the same forward pass
-    seen.layers[0].routed                         # [rows, columns] of visual tokens
-    occlusion(bundle, image).change               # [findings, rows, columns]
+    told = explain_file(bundle, "chest.dcm", decoder)   # findings, and what the adapters did
+    told.routes.layers[0].routed                        # [rows, columns] of visual tokens
+    occlusion(bundle, told.image).change                # [findings, rows, columns]
 
 A token's cell in the image is where it lies, not all that it stands for: by the time the adapters
 see a token, the vision tower has mixed the image into it.
@@ -11,6 +11,7 @@ see a token, the vision tower has mixed the image into it.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -18,13 +19,17 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from medqua.core.adapter.classical import classical_only
 from medqua.core.adapter.layer import QuasarBlock, QuasarLayer
 from medqua.core.adapter.router import Routed
 from medqua.core.errors import BundleError, ShapeError
+from medqua.core.findings.result import Findings
 from medqua.core.model.bundle import Bundle
 from medqua.core.quantum.ansatz import Ansatz
 from medqua.core.quantum.bottleneck import VariationalBottleneck
+from medqua.core.vision.image import Decoded, Decoder, ImageSpec
 from medqua.core.vision.processor import build_inputs
+from medqua.serve.pipeline import Result, Source, predict_files
 
 WINDOWS = 16
 """Regions along a side that are covered at most: finer grids are covered several tokens at once."""
@@ -89,6 +94,63 @@ class Occlusion:
     """What regions are covered with: the mean of the image, in [0, 1]."""
 
 
+@dataclass(frozen=True, eq=False)
+class Explained:
+    """One file's findings, and how they came about."""
+
+    result: Result
+    """As `predict_files` gives it."""
+    image: npt.NDArray[np.float32] | None
+    """The model's image `[H, W]`; None where the file was refused."""
+    routes: Routes | None
+    """What the adapters did in that same forward pass; None where the file was refused or it is not
+    known where the backbone's visual tokens lie."""
+    classical: Findings | None
+    """The same with the quantum path taken away; None without one."""
+
+
+def explain_file(bundle: Bundle, source: Source, decoder: Decoder) -> Explained:
+    """Name the findings of one file as `predict_files` does, and tell how they came about.
+
+    Args:
+        bundle: An opened bundle.
+        source: Path, or name and content.
+        decoder: Decodes the file, once.
+
+    Raises:
+        BundleError: The model gives a score that is not a finite number.
+    """
+    kept = _Kept(decoder)
+    with _watched(bundle.classifier) as seen:
+        (result,) = predict_files(bundle, [source], decoder=kept)
+    if result.findings is None or kept.decoded is None:
+        return Explained(result, None, None, None)
+    image, told, classical = kept.decoded.image, None, None
+    try:
+        told = _laid(bundle, image, seen, [finding.logit for finding in result.findings])
+    except BundleError:
+        told = None
+    if seen:
+        with classical_only(bundle.classifier):
+            (other,) = predict_files(bundle, [source], decoder=kept)
+        classical = other.findings
+    return Explained(result, image, told, classical)
+
+
+class _Kept(Decoder):
+    """Decodes one file through another decoder, and keeps it: several things are asked of it."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        super().__init__(limits=decoder.limits)
+        self._inner = decoder
+        self.decoded: Decoded | None = None
+
+    def read(self, source: str | Path | bytes, spec: ImageSpec) -> Decoded:
+        if self.decoded is None:
+            self.decoded = self._inner.read(source, spec)
+        return self.decoded
+
+
 def routes(bundle: Bundle, image: npt.NDArray[np.float32]) -> Routes:
     """Read one image and tell what every adapter did with its visual tokens.
 
@@ -100,11 +162,21 @@ def routes(bundle: Bundle, image: npt.NDArray[np.float32]) -> Routes:
         BundleError: The backbone's visual tokens do not lie in one grid over the image, or a
             score is not a finite number.
     """
-    rows, columns = token_grid(bundle, image)
     with _watched(bundle.classifier) as seen:
         (logits,) = bundle.logits([image], batch_size=1)
     if not np.isfinite(logits).all():
         raise BundleError("the model's scores are not all finite numbers; train it again")
+    return _laid(bundle, image, seen, logits)
+
+
+def _laid(
+    bundle: Bundle,
+    image: npt.NDArray[np.float32],
+    seen: "list[tuple[str, QuasarBlock, _Told]]",
+    logits: npt.ArrayLike,
+) -> Routes:
+    """Lay what was heard in a forward pass over its image."""
+    rows, columns = token_grid(bundle, image)
     visual = _visual(bundle, image)
     if int(visual.sum()) != rows * columns:
         raise BundleError(
@@ -112,7 +184,8 @@ def routes(bundle: Bundle, image: npt.NDArray[np.float32]) -> Routes:
             "in the image is not known for this backbone"
         )
     layers = [_layer(name, block, told, visual, (rows, columns)) for name, block, told in seen]
-    return Routes((image.shape[0], image.shape[1]), tuple(layers), logits)
+    scores = np.asarray(logits, np.float32)
+    return Routes((image.shape[0], image.shape[1]), tuple(layers), scores)
 
 
 def occlusion(

@@ -1,13 +1,19 @@
 """Findings of one file, quantum-routed and classical-only side by side, through `medqua.serve`."""
 
 import threading
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from medqua.core.errors import MedQuaError
 from medqua.core.findings.result import Findings
+from medqua.core.findings.validation import LabelValidation
+from medqua.core.vision.image import ImageSpec
+
+if TYPE_CHECKING:  # torch and transformers are imported with the model, in the background
+    from medqua.serve.explain import Occlusion, Routes
 
 
 @dataclass(frozen=True)
@@ -20,6 +26,8 @@ class Row:
     """Calibrated probability with the adapter as trained, in [0, 1]."""
     classical: float | None
     """The same with the quantum path taken away; None if the model has none."""
+    validated: LabelValidation | None = None
+    """What validation showed of this finding; None where the model's bundle does not tell."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +48,10 @@ class Reading:
     """The findings with codes and scores, for reports; None where refused."""
     record: Mapping[str, Any] = field(default_factory=dict)
     """What produced it, as plain JSON values, for reports."""
+    routes: "Routes | None" = None
+    """What the adapters did; None where refused, or where the model does not tell."""
+    image: ImageSpec | None = None
+    """How the file became the model's image, with `routes`."""
 
 
 class Reader(Protocol):
@@ -56,6 +68,20 @@ class Reader(Protocol):
         Args:
             file: Its name, for nothing but the result.
             content: The whole file.
+        """
+        ...
+
+
+@runtime_checkable
+class Occluder(Protocol):
+    """A reader that can also cover one region after another: many forward passes."""
+
+    def occlude(self, content: bytes, size: tuple[int, int]) -> "Occlusion | None":
+        """Return how covering each region changes the findings; None if the file is refused.
+
+        Args:
+            content: The whole file.
+            size: Its rows and columns.
         """
         ...
 
@@ -90,30 +116,56 @@ class BundleReader:
         self._opened.join()
         if self._state:
             return Reading((), self._state, (), {}, 0.0)
-        from medqua.core.adapter import classical_only
-        from medqua.serve.pipeline import predict_files
+        from medqua.serve.explain import explain_file
 
         with self._lock:
-            (result,) = predict_files(self._bundle, [(file, content)], decoder=self._decoder)
-            if result.findings is None or result.refusal is not None:
-                reason = result.refusal.reason if result.refusal else "no findings"
-                return Reading((), reason, result.notes, self._provenance, result.seconds)
-            other = None
-            if self._quantum:
-                with classical_only(self._bundle.classifier):
-                    (other,) = predict_files(self._bundle, [(file, content)], decoder=self._decoder)
+            start = time.perf_counter()
+            told = explain_file(self._bundle, (file, content), self._decoder)
+        result = told.result
+        if result.findings is None or result.refusal is not None:
+            reason = result.refusal.reason if result.refusal else "no findings"
+            return Reading((), reason, result.notes, self._provenance, result.seconds)
+        other = told.classical if self._quantum else None
+        measured = self._bundle.validation
+        validated = measured.labels if measured else (None,) * len(result.findings)
         rows = tuple(
             Row(
                 finding.label,
                 finding.probability,
-                other.findings[finding.label].probability if other and other.findings else None,
+                None if other is None else other[finding.label].probability,
+                label,
             )
-            for finding in result.findings
+            for finding, label in zip(result.findings, validated, strict=True)
         )
-        seconds = result.seconds + (other.seconds if other else 0)
         return Reading(
-            rows, "", result.notes, self._provenance, seconds, result.findings, self._record
+            rows,
+            "",
+            result.notes,
+            self._provenance,
+            time.perf_counter() - start,
+            result.findings,
+            self._record,
+            told.routes,
+            self._bundle.image,
         )
+
+    def occlude(self, content: bytes, size: tuple[int, int]) -> "Occlusion | None":
+        """Cover one region after another; waits for the bundle, and other files wait for this."""
+        self._opened.join()
+        if self._state:
+            return None
+        from medqua.core.errors import ImageError
+        from medqua.core.vision.image import placement
+        from medqua.serve.explain import occlusion
+
+        try:
+            image = self._decoder.read(content, self._bundle.image).image
+        except ImageError:
+            return None
+        with self._lock:
+            at = placement(*size, self._bundle.image)
+            inside = (at.left, at.top, at.width, at.height)
+            return occlusion(self._bundle, image, inside=inside)
 
     def close(self) -> None:
         """End the decoding process."""

@@ -5,10 +5,12 @@ from typing import Any
 
 import gradio as gr
 
-from medqua.ui import pieces, workplace
+from medqua.ui import panel, pieces, workplace
 from medqua.ui.audit import AuditLog
 from medqua.ui.cookies import COOKIE
 from medqua.ui.desk import Desk
+from medqua.ui.findings import Occluder
+from medqua.ui.overlay import occlusion_text, overlay_text
 from medqua.ui.studies import Session, Sessions
 from medqua.ui.worklist import Worklist
 
@@ -27,6 +29,18 @@ _TO_VIEWER = """(name) => {
     tell();
   });
 }"""
+
+_OVERLAY_TO_VIEWER = """(text) => {
+  if (!text) return;
+  const frame = document.getElementById("viewer");
+  frame.contentWindow.postMessage({overlay: JSON.parse(text)}, location.origin);
+}"""
+
+_FROM_VIEWER = """() => window.addEventListener("message", (event) => {
+  const frame = document.getElementById("viewer");
+  if (event.source !== frame.contentWindow || event.origin !== location.origin) return;
+  if (event.data?.explain) document.querySelector("#explain")?.click();
+})"""
 
 logger = logging.getLogger("medqua.ui")
 
@@ -56,6 +70,8 @@ def build_page(
         gr.HTML(workplace.BANNER)
         opened = gr.Textbox("", visible="hidden", elem_id="opened", show_label=False)
         again = gr.Textbox("", visible="hidden", elem_id="again", show_label=False)
+        overlay = gr.Textbox("", visible="hidden", elem_id="overlay", show_label=False)
+        explain = gr.Button("Explain", visible="hidden", elem_id="explain")
         with gr.Row(elem_id="work"):
             with gr.Column(scale=2, min_width=240, elem_id="left"):
                 gr.HTML(workplace.LEFT)
@@ -90,9 +106,14 @@ def build_page(
             trigger_mode="always_last", api_visibility="private",
         )  # fmt: skip
         gr.on(
-            [opened.change, again.change], acts.read, opened, findings, concurrency_limit=4,
-            api_visibility="private",
+            [opened.change, again.change], acts.read, opened, [findings, overlay],
+            concurrency_limit=4, api_visibility="private",
         )  # fmt: skip
+        overlay.change(None, overlay, None, js=_OVERLAY_TO_VIEWER, api_visibility="private")
+        explain.click(
+            acts.explain, opened, overlay, show_progress="hidden", api_visibility="private"
+        )
+        page.load(None, None, None, js=_FROM_VIEWER, api_visibility="private")
         reveal.click(
             acts.reveal, [opened, look], [tags, reveal], show_progress="hidden",
             api_visibility="private",
@@ -157,15 +178,21 @@ class _Acts:
                 session.revealed.add(opened)
         return self.header(opened, look, request)
 
-    def read(self, opened: str, request: gr.Request) -> str:
+    def read(self, opened: str, request: gr.Request) -> tuple[str, str]:
         session = self._session(request)
         study = session.studies.get(opened)
         if study is None:
-            return pieces.no_findings("Open a study.")
+            return pieces.no_findings("Open a study."), ""
         reading = self.desk.read(session, study)
         if reading is None:
-            return pieces.no_findings(NO_MODEL)
-        return pieces.findings(reading)
+            return pieces.no_findings(NO_MODEL), ""
+        return panel.findings(reading), overlay_text(study, reading)
+
+    def explain(self, opened: str, request: gr.Request) -> str:
+        study = self._session(request).studies.get(opened)
+        if study is None or not isinstance(self.desk.reader, Occluder):
+            return ""
+        return occlusion_text(study, self.desk.reader)
 
     def _session(self, request: gr.Request) -> Session:
         """Return the asking browser's session.

@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-from medqua.ui.findings import Reading
-
 VIEWER = '<iframe id="viewer" src="/viewer/index.html" title="Image viewer"></iframe>'
 
 MASK = "••••••"
@@ -35,40 +33,6 @@ Research use only. Not a medical device, not for diagnosis.
 def no_findings(sentence: str) -> str:
     """Say why there are no findings."""
     return f'<p class="quiet">{escape(sentence)}</p>'
-
-
-def findings(reading: Reading) -> str:
-    """Show findings, the likeliest first, with the classical-only result beside them."""
-    if reading.refusal:
-        return no_findings(f"No findings: {reading.refusal}")
-    both = any(row.classical is not None for row in reading.rows)
-    head = "<th>Finding</th><th>Probability</th>"
-    if both:
-        head += "<th>Classical only</th><th>Diff.</th>"
-    rows = []
-    for row in sorted(reading.rows, key=lambda row: -row.probability):
-        cells = (
-            f'<th scope="row">{escape(row.label)}</th><td><meter min="0" max="1" '
-            f'value="{row.probability:.4f}" aria-hidden="true"></meter>'
-            f"{100 * row.probability:.1f} %</td>"
-        )
-        if row.classical is not None:
-            difference = 100 * (row.probability - row.classical)
-            sign = "0.0" if abs(difference) < 0.05 else f"{difference:+.1f}"
-            cells += f"<td>{100 * row.classical:.1f} %</td><td>{sign}</td>"
-        rows.append(f"<tr>{cells}</tr>")
-    notes = "".join(f"<li>{escape(note)}</li>" for note in reading.notes)
-    facts = "".join(
-        f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>"
-        for name, value in reading.provenance.items()
-    )
-    facts += f"<dt>Time</dt><dd>{reading.seconds:.2f} s</dd>"
-    return (
-        '<p class="quiet">Calibrated probabilities. Classical only: the same model with its '
-        "quantum path taken away; difference in percentage points.</p>"
-        f'<table id="findings"><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
-        f'<ul class="quiet">{notes}</ul><dl class="facts">{facts}</dl>'
-    )
 
 
 def tag_table(rows: Sequence[dict[str, Any]], look: str, *, revealed: bool) -> str:

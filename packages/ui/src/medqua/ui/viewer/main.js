@@ -1,6 +1,7 @@
 // The page: buttons, keys, messages from the application around it, files dropped on it.
 
 import { attachGestures } from "./gestures.js";
+import { attachControls, showControls } from "./overlay.js";
 import { fetchStudy, StudyError } from "./study.js";
 import { Viewer } from "./viewer.js";
 
@@ -11,11 +12,13 @@ const parts = Object.fromEntries([...document.querySelectorAll("[id]")].map((e) 
 const options = new URLSearchParams(location.search);
 let tool = "window";
 let opening = null;
+let told = null; // the last overlay, which may come before its picture
 
 const viewer = new Viewer(parts, options.get("renderer"), changed);
 window.viewer = viewer; // for tests and for the curious; it holds nothing that this page has not
 viewer.clear(HELLO);
 attachGestures(viewer, () => tool);
+attachControls(viewer.overlay, parts, askOcclusion);
 
 const actions = {
   invert: () => viewer.invert(),
@@ -44,6 +47,7 @@ const keys = [
   ["R, Shift+R", "turn right, left"],
   ["H, V", "flip left to right, top to bottom"],
   ["Page ↑ ↓, Home, End", "frames"],
+  ["G", "overlay: next kind of map, or off"],
   ["O", "hide or show texts and marks"],
   ["Delete", "remove the last ruler; with Shift all"],
   ["?", "this list"],
@@ -60,6 +64,7 @@ const onKey = {
   r: actions.right, R: actions.left, h: actions.flip, v: actions.flop,
   "+": () => viewer.zoom(1.25), "=": () => viewer.zoom(1.25), "-": () => viewer.zoom(0.8),
   "[": () => step(-1), "]": () => step(1),
+  g: () => nextOverlay(),
   o: () => { viewer.annotated = !viewer.annotated; viewer.schedule(); },
   ArrowLeft: (shift) => (shift ? viewer.pan(-40, 0) : viewer.dragWindow(-20, 0)),
   ArrowRight: (shift) => (shift ? viewer.pan(40, 0) : viewer.dragWindow(20, 0)),
@@ -103,9 +108,26 @@ function step(by) {
   viewer.choose((viewer.choice < 0 ? 0 : viewer.choice + by + count) % count);
 }
 
+function nextOverlay() {
+  const kinds = [...parts["overlay-kind"].options].filter((option) => !option.disabled).map((option) => option.value);
+  if (!viewer.overlay.data) return;
+  parts["overlay-kind"].value = kinds[(kinds.indexOf(viewer.overlay.kind) + 1) % kinds.length];
+  parts["overlay-kind"].dispatchEvent(new Event("change"));
+}
+
+function askOcclusion() {
+  window.parent.postMessage({ explain: viewer.study.name }, location.origin);
+}
+
+function showOverlay() {
+  if (told?.layers && viewer.study?.name === told.study) viewer.overlay.set(told);
+  if (viewer.overlay.wanting) askOcclusion();
+}
+
 /** After every picture: bring the controls in line with it. */
 function changed() {
   const { study } = viewer;
+  showControls(viewer.overlay, parts);
   for (const button of parts.bar.querySelectorAll("[data-do]")) {
     button.disabled = !study && button.dataset.do !== "help";
   }
@@ -133,6 +155,7 @@ async function open(name) {
     const study = await fetchStudy(name, mine.signal);
     if (mine !== opening) return;
     viewer.show(study);
+    showOverlay();
     parts.pose.textContent = `Picture of ${study.columns} by ${study.rows} pixels is shown.`;
     document.documentElement.dataset.study = name;
   } catch (error) {
@@ -154,6 +177,10 @@ window.addEventListener("message", (event) => {
   if (event.origin !== location.origin || event.source !== window.parent) return;
   if (typeof event.data?.open === "string") open(event.data.open);
   if (event.data?.close) close();
+  if (event.data?.overlay) {
+    told = { ...(told?.study === event.data.overlay.study ? told : {}), ...event.data.overlay };
+    showOverlay();
+  }
 });
 
 // A file dropped on the picture goes where one dropped beside it goes.

@@ -3,6 +3,7 @@
 import { Canvas2DRenderer } from "./canvas2d.js";
 import { distance, edgeLetters, fittingScale, matrixOf, spacingSentence, toCanvas, toImage, zoomed } from "./geometry.js";
 import { greyTable, modalityOf, presets, storedOf, windowOf } from "./grey.js";
+import { Overlay } from "./overlay.js";
 import { WebGLRenderer } from "./webgl.js";
 
 const SVG = "http://www.w3.org/2000/svg";
@@ -19,6 +20,7 @@ export class Viewer {
     this.renderer = kind === "2d" ? null : WebGLRenderer.create(parts.canvas);
     this.renderer ??= new Canvas2DRenderer(parts.canvas);
     this.annotated = true;
+    this.overlay = new Overlay(() => this.schedule());
     this.clear();
     new ResizeObserver(() => this.resize()).observe(parts.stage);
     parts.canvas.addEventListener("webglcontextlost", (event) => {
@@ -30,7 +32,8 @@ export class Viewer {
   /** Show nothing but a sentence. */
   clear(sentence = "") {
     this.study = null;
-    this.parts.canvas.hidden = true;
+    this.parts.canvas.hidden = this.parts.overlay.hidden = true;
+    this.overlay.clear();
     this.parts.notice.textContent = sentence;
     this.rulers = [];
     this.pointer = null;
@@ -172,11 +175,12 @@ export class Viewer {
   }
 
   measure() {
-    const { stage, canvas } = this.parts;
+    const { stage, canvas, overlay } = this.parts;
     const ratio = window.devicePixelRatio || 1;
     const [width, height] = [stage.clientWidth, stage.clientHeight].map((v) => Math.max(1, Math.round(v * ratio)));
     if (canvas.width !== width || canvas.height !== height) {
       [canvas.width, canvas.height] = [width, height];
+      [overlay.width, overlay.height] = [width, height];
     }
   }
 
@@ -207,6 +211,7 @@ export class Viewer {
       }
       this.matrix = matrixOf(this.pose, this.study, this.parts.canvas);
       this.renderer.draw(this.matrix, this.pose.scale < 4);
+      this.overlay.draw(this.parts.overlay, this.matrix, this.study);
     }
     this.annotate();
     this.changed(this);
@@ -260,6 +265,7 @@ export class Viewer {
     put(parts.probe, at ? [
       `x ${at.column + 1}  y ${at.row + 1}`,
       `stored ${at.stored}  value ${FINE.format(at.modality)}${unit}`,
+      this.overlay.at(this.pointer),
     ] : []);
     put(parts.lengths, [spacingSentence(study.spacing, study.modality)]);
     const letters = edgeLetters(study.orientation, this.pose);

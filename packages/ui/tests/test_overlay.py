@@ -1,0 +1,239 @@
+"""The overlay lies where the model's tokens lie, at any pose; it says what the model did."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from io import BytesIO
+from pathlib import Path
+from types import SimpleNamespace
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+from PIL import Image
+from playwright.sync_api import Frame, Page
+
+from medqua.core.model.bundle import Bundle
+from medqua.core.vision.image import ImageSpec, decode_image, fit
+from medqua.serve.demo import DEMO
+from medqua.serve.explain import Occlusion, Routes, occlusion, routes
+
+CELL = 28
+"""Side of a visual token in the model's image, in pixels: patch 14, merged two by two."""
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]:
+    """The server as a user starts it, with the demo bundle."""
+    folder = tmp_path_factory.mktemp("server")
+    audit, temporary = folder / "audit.jsonl", folder / "tmp"
+    temporary.mkdir()
+    command = [sys.executable, "-m", "medqua.ui", "--port", "0", "--bundle", str(DEMO)]
+    process = subprocess.Popen(
+        [*command, "--audit", str(audit)],
+        stdout=subprocess.PIPE,
+        env=os.environ | {"TMPDIR": str(temporary), "OMP_NUM_THREADS": "1"},
+        text=True,
+    )
+    assert process.stdout is not None
+    found = re.search(r"http://\S+", process.stdout.readline())
+    assert found is not None
+    yield SimpleNamespace(address=found.group(0), audit=audit, temporary=temporary)
+    process.terminate()
+    process.wait(20)
+    process.stdout.close()
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A radiograph that is not square: the model sees it between two black bars."""
+    sample = Path(__file__).parents[1] / "src/medqua/ui/samples/phantom-pa-effusion.dcm"
+    bundle = json.loads((DEMO / "bundle.json").read_bytes())
+    spec = {**bundle["image"], "size": None}
+    grey = decode_image(sample.read_bytes(), ImageSpec.from_dict(spec)).image
+    rows = grey.shape[0] * 7 // 10
+    path = tmp_path_factory.mktemp("wide") / "wide.png"
+    Image.fromarray(np.round(255 * grey[:rows]).astype(np.uint8)).save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def bundle() -> Bundle:
+    return Bundle.open(DEMO)
+
+
+@pytest.fixture(scope="module")
+def told(bundle: Bundle, wide: Path) -> tuple[Routes, Occlusion]:
+    """The same, computed in this process."""
+    image = decode_image(wide.read_bytes(), bundle.image).image
+    shown = np.flatnonzero(image.any(1))
+    inside = (0, int(shown[0]), image.shape[1], len(shown))
+    return routes(bundle, image), occlusion(bundle, image, inside=inside)
+
+
+@pytest.fixture
+def viewer(app, wide: Path) -> Frame:
+    app.drop(wide)
+    app.shown()
+    app.viewer.wait_for_selector("#overlaybar:not([hidden])", timeout=120_000)
+    app.viewer.evaluate("() => { viewer.annotated = false; }")
+    return app.viewer
+
+
+def edges(length: int, other: int, spec, *, across: bool) -> np.ndarray:
+    """Where the borders of tokens lie in the file, by sending a ramp through the recipe itself."""
+    ramp = np.tile((np.arange(length, dtype=np.float32) + 0.5) / length, (other, 1))
+    seen = fit(ramp if across else np.ascontiguousarray(ramp.T), spec)
+    line = seen[seen.shape[0] // 2] if across else seen[:, seen.shape[1] // 2]
+    inside = np.flatnonzero(line > 0)[3:-3]  # the filter bends the ends
+    slope, start = np.polyfit(inside + 0.5, length * line[inside], 1)
+    return np.asarray(start + slope * np.arange(0, seen.shape[0] + 1, CELL))
+
+
+def expected(
+    colours: np.ndarray, spec, size: tuple[int, int], canvas: tuple[int, int], pose: dict
+) -> np.ndarray:
+    """The overlay on the screen, `[height, width, 3]`, pixel by pixel from a pose."""
+    rows, columns = size
+    across = edges(columns, rows, spec, across=True)
+    down = edges(rows, columns, spec, across=False)
+    v, u = np.mgrid[: canvas[0], : canvas[1]] + 0.5
+    dx = (u - canvas[1] / 2 - pose["panX"]) / pose["scale"]
+    dy = (v - canvas[0] / 2 - pose["panY"]) / pose["scale"]
+    for _ in range(pose["turns"]):  # undo a quarter turn clockwise
+        dx, dy = dy, -dx
+    if pose["flipped"]:
+        dx = -dx
+    x, y = dx + columns / 2, dy + rows / 2
+    inside = (x >= 0) & (x < columns) & (y >= 0) & (y < rows)
+    i = np.clip(np.searchsorted(down, y, side="right") - 1, 0, colours.shape[0] - 1)
+    j = np.clip(np.searchsorted(across, x, side="right") - 1, 0, colours.shape[1] - 1)
+    return np.where(inside[..., None], colours[i, j], 0.0)
+
+
+def seen(page: Page, viewer: Frame) -> np.ndarray:
+    viewer.evaluate("() => viewer.render()")
+    stage = viewer.locator("#stage")
+    return np.asarray(Image.open(BytesIO(stage.screenshot())).convert("RGB")).astype(np.float64)
+
+
+def away(picture: np.ndarray, reference: np.ndarray) -> float:
+    """Share of the pixels that are like the reference at no place within one pixel."""
+    rows, columns = picture.shape[0] - 2, picture.shape[1] - 2
+    middle = picture[1:-1, 1:-1]
+    gaps = [
+        np.abs(middle - reference[i : i + rows, j : j + columns]).max(-1)
+        for i in range(3)
+        for j in range(3)
+    ]
+    return float((np.min(gaps, axis=0) > 4).mean())
+
+
+POSES = {
+    "fitted": "viewer.fit()",
+    "one to one": "viewer.oneToOne()",
+    "enlarged": "viewer.setPose({scale: 3.3, panX: 120, panY: -60})",
+    "reduced": "viewer.setPose({scale: 0.57, panX: -31, panY: 17})",
+    "turned": "viewer.turn(1); viewer.setPose({scale: 1.7, panX: 10, panY: 40})",
+    "flipped and turned": "viewer.flip(false); viewer.turn(-1); viewer.setPose({scale: 2.1})",
+}
+
+
+def test_the_gates_lie_on_the_picture_to_one_pixel(
+    app, viewer: Frame, bundle: Bundle, told: tuple[Routes, Occlusion], wide: Path
+):
+    with Image.open(wide) as image:
+        size = (image.height, image.width)
+    assert size[0] != size[1]
+    viewer.locator("#overlay-kind").select_option("gate")
+    viewer.locator("#overlay-layer").select_option("1")
+    viewer.evaluate("() => viewer.overlay.choose({opacity: 1})")
+    shown = viewer.evaluate("() => viewer.overlay.map.values")
+    np.testing.assert_allclose(shown, told[0].layers[1].gate, atol=1e-4)
+    # then gates that differ everywhere: trained ones are alike over much of a picture
+    gates = np.random.default_rng(0).permutation(np.linspace(0, 1, 64)).reshape(8, 8)
+    viewer.evaluate(
+        "(gate) => { viewer.overlay.data.layers[1].gate = gate; viewer.overlay.choose({}); }",
+        gates.tolist(),
+    )
+    colours = 255 * mpl.colormaps["cividis"](gates)[..., :3]
+    for name, script in POSES.items():
+        viewer.evaluate("() => viewer.reset()")
+        viewer.evaluate(f"() => {{ {script}; }}")
+        picture = seen(app.page, viewer)
+        pose = viewer.evaluate("() => viewer.pose")
+        reference = expected(colours, bundle.image, size, picture.shape[:2], pose)
+        assert away(picture, reference) < 2e-4, name  # the frame's round corners
+        shifted = np.roll(reference, 2, axis=(0, 1))
+        assert away(picture, shifted) > 1e-3, name  # the test would see two pixels
+
+
+def test_depth_leaves_tokens_clear_that_were_not_routed(
+    app, viewer: Frame, bundle: Bundle, told: tuple[Routes, Occlusion]
+):
+    viewer.locator("#overlay-kind").select_option("depth")
+    viewer.locator("#overlay-layer").select_option("0")
+    viewer.evaluate("() => viewer.overlay.choose({opacity: 0})")
+    plain = seen(app.page, viewer)
+    viewer.evaluate("() => viewer.overlay.choose({opacity: 1})")
+    picture = seen(app.page, viewer)
+    layer = told[0].layers[0]
+    matrix = viewer.evaluate("() => viewer.matrix")
+    at = viewer.evaluate("() => viewer.overlay.data.placement")
+    counts = {True: 0, False: 0}
+    for row, column in np.ndindex(8, 8):
+        x = at["x"] + ((column + 0.5) * CELL - at["left"]) * at["scale_x"]
+        y = at["y"] + ((row + 0.5) * CELL - at["top"]) * at["scale_y"]
+        u, v = int(matrix[0] * x + matrix[4]), int(matrix[3] * y + matrix[5])
+        inside = 0 < (row + 0.5) * CELL - at["top"] < at["height"]
+        if not inside:
+            continue
+        depth = int(layer.depth[row, column])
+        counts[depth >= 0] += 1
+        wanted = plain[v, u]
+        if depth >= 0:
+            wanted = 255 * np.array(mpl.colormaps["viridis"](depth / layer.max_depth)[:3])
+        assert np.abs(picture[v, u] - wanted).max() <= 3, (row, column)
+    assert min(counts.values()) > 0
+    note = viewer.locator("#legend").inner_text()
+    assert "Depth, Layer 1" in note
+    assert "circuit layers" in note
+    assert "clear: not routed" in note
+
+
+def test_occlusion_is_computed_when_asked_for_and_kept_while_paging_maps(
+    viewer: Frame, told: tuple[Routes, Occlusion]
+):
+    viewer.locator("#overlay-kind").select_option("occlusion")
+    viewer.locator("#overlay-finding option").first.wait_for(state="attached", timeout=60_000)
+    labels = viewer.locator("#overlay-finding option").all_inner_texts()
+    assert tuple(labels) == told[1].labels
+    first = int(told[1].probability.argmax())
+    assert viewer.locator("#overlay-finding").input_value() == str(first)
+    viewer.locator("#overlay-finding").select_option("9")
+    map_ = viewer.evaluate("() => viewer.overlay.map")
+    np.testing.assert_allclose(map_["values"], 100 * told[1].change[9], atol=2e-3)
+    legend = viewer.locator("#legend").inner_text()
+    assert "Pleural Effusion: change when covered" in legend
+    assert "percentage points" in legend
+    viewer.locator("#overlay-kind").select_option("off")
+    assert viewer.locator("#scale").is_hidden()
+    assert viewer.locator("#overlay").is_hidden()
+    viewer.locator("#overlay-kind").select_option("occlusion")
+    assert viewer.evaluate("() => Boolean(viewer.overlay.map)")  # at once
+
+
+def test_keys_and_the_probe_tell_the_map(viewer: Frame):
+    stage = viewer.locator("#stage")
+    stage.focus()
+    stage.press("g")
+    assert viewer.locator("#overlay-kind").input_value() == "routed"
+    viewer.evaluate("() => { viewer.annotated = true; }")
+    stage.press("g")
+    box = stage.bounding_box()
+    assert box is not None
+    stage.hover(position={"x": box["width"] / 2, "y": box["height"] / 2})
+    viewer.locator("#probe", has_text=re.compile(r"gate \d\.\d\d")).wait_for()
