@@ -8,6 +8,8 @@ PACKAGES = Path(__file__).resolve().parents[1] / "packages"
 
 MODULES = {  # distribution -> importable names, where they differ
     "cuda-quantum-cu13": "cudaq",
+    "dicom-anonymizer": "dicomanonymizer",
+    "fpdf2": "fpdf",
     "mlflow-skinny": "mlflow",
     "pillow": "PIL",
     "pyjwt": "jwt",
