@@ -21,7 +21,7 @@ MODULES = {  # distribution -> importable names, where they differ
 LOADED_BY_NAME = {  # never imported: found by the library that uses them
     "core": ["accelerate", "bitsandbytes", "pyjpegls", "pylibjpeg", "pylibjpeg-openjpeg"],
     "train": ["alembic", "sqlalchemy", "tensorboard"],  # by those they serve
-    "serve": ["onnxscript", "python-multipart"],  # by torch.onnx, and FastAPI for uploads
+    "serve": ["onnxscript"],  # by torch.onnx
     "ui": ["medqua-serve"],
 }
 

@@ -11,10 +11,12 @@ import numpy as np
 import polars as pl
 import pytest
 from PIL import Image
+from pydicom import dcmread
 
 from medqua.core.errors import DataError
 from medqua.core.model import Bundle
 from medqua.serve.batcher import BATCH_TOLERANCE
+from medqua.serve.identity import is_own
 from medqua.serve.offline import _paths, run_batch
 from medqua.serve.settings import Batching, Settings
 
@@ -53,6 +55,29 @@ async def test_folder_and_zip_to_one_table(bundle: Bundle, bundle_folder: Path, 
                 finding.probability, abs=BATCH_TOLERANCE
             )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out.parquet"]
+
+
+@pytest.mark.anyio
+async def test_a_report_a_dicom_file_none_twice(
+    bundle_folder: Path, tmp_path: Path, shared_data: Path
+):
+    folder = fill(tmp_path / "in", 1)
+    genuine = shared_data / "dicom" / "cxr_NIH_DX_implicit_nofinding.dcm"
+    for name in ("a.dcm", "b.dcm"):
+        (folder / name).write_bytes(genuine.read_bytes())
+    output, reports = tmp_path / "out.parquet", tmp_path / "reports"
+    summary = await run_batch(bundle_folder, folder, output, SETTINGS, sr=reports)
+    assert (summary.read, summary.reports) == (3, 2)
+    [file] = reports.iterdir()  # one image, one report
+    assert dcmread(file).SOPInstanceUID == file.stem
+    assert is_own(dcmread(file))
+    assert pl.read_parquet(output)["report"].to_list() == [None, file.stem, file.stem]
+    again = folder / "c.dcm"
+    again.write_bytes(file.read_bytes())
+    summary = await run_batch(bundle_folder, again, output, SETTINGS)
+    assert (summary.files, summary.read) == (1, 0)
+    [reason] = pl.read_parquet(output)["reason"]
+    assert "written by MedQua" in reason
 
 
 def test_manifests_name_files_from_their_own_folder(tmp_path: Path):

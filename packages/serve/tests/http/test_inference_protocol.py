@@ -3,12 +3,11 @@ import base64
 import httpx
 import numpy as np
 import pytest
+import tritonclient.http as triton
 
 from medqua.core.model import Bundle
 from medqua.core.vision.image import read_image
 from medqua.serve.batcher import BATCH_TOLERANCE
-
-triton = pytest.importorskip("tritonclient.http")
 
 
 @pytest.fixture

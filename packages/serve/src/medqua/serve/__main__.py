@@ -200,13 +200,13 @@ def export(
 
 @app.command("app")
 def serve_app(
-    model: Annotated[
-        Path,
-        typer.Argument(metavar="BUNDLE", help="Folder written by training or by serve:export."),
-    ],
-    overrides: Annotated[
+    words: Annotated[
         list[str] | None,
-        typer.Argument(metavar="KEY=VALUE", help="Settings, such as listen.port=8080."),
+        typer.Argument(
+            metavar="[BUNDLE] [KEY=VALUE]...",
+            help="A folder written by training or by serve:export (the demo bundle if none is "
+            "named); settings, such as listen.port=8080.",
+        ),
     ] = None,
     config: Annotated[Path | None, typer.Option(help="Settings as TOML.")] = None,
     debug: Annotated[bool, typer.Option("--debug", help="Show a traceback on an error.")] = False,
@@ -214,16 +214,19 @@ def serve_app(
     """Serve a model over HTTP; without settings on this machine alone.
 
     Examples:
-        medqua-serve app runs/mimic/bundle
+        medqua-serve app
 
         medqua-serve app runs/mimic/export --config serve.toml listen.port=9000
     """
+    from medqua.serve.demo import model_and_settings
+
+    model, _, overrides = model_and_settings(words or (), 0)  # before what takes time to import
     from medqua.serve.app import create_app
     from medqua.serve.metrics import log_to_stderr
     from medqua.serve.server import serve
     from medqua.serve.settings import Settings
 
-    settings = Settings.load(config, overrides or ())
+    settings = Settings.load(config, overrides)
     log_to_stderr()
     serve(create_app(model, settings), settings)
     return 0
@@ -241,18 +244,18 @@ def key() -> int:
 
 @app.command()
 def batch(
-    model: Annotated[
-        Path,
-        typer.Argument(metavar="BUNDLE", help="Folder written by training or by serve:export."),
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[BUNDLE] IN OUT.parquet [KEY=VALUE]...",
+            help="A folder written by training or by serve:export (the demo bundle if none is "
+            "named); a folder, ZIP, image, or CSV or Parquet of paths; the table to write; "
+            "settings, such as batching.max_batch_size=16.",
+        ),
     ],
-    source: Annotated[
-        Path,
-        typer.Argument(metavar="IN", help="Folder, ZIP, image, or CSV or Parquet of paths."),
-    ],
-    output: Annotated[Path, typer.Argument(metavar="OUT.parquet", help="Table to write.")],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="KEY=VALUE", help="Settings, such as batching.max_batch_size=16."),
+    sr: Annotated[
+        Path | None,
+        typer.Option(help="Folder for a DICOM structured report of each DICOM file."),
     ] = None,
     config: Annotated[Path | None, typer.Option(help="Settings as TOML.")] = None,
     debug: Annotated[bool, typer.Option("--debug", help="Show a traceback on an error.")] = False,
@@ -260,17 +263,26 @@ def batch(
     """Read many files into one table; ended in any way, the same command goes on.
 
     Exit status: 0 all files were read; 1 some were refused; 2 wrong use, or a bad bundle.
+
+    Examples:
+        medqua-serve batch archive/ findings.parquet
+
+        medqua-serve batch runs/mimic/bundle archive.zip findings.parquet --sr reports/
     """
     import asyncio
 
+    from medqua.serve.demo import model_and_settings
     from medqua.serve.offline import run_batch
     from medqua.serve.progress import batch_progress
     from medqua.serve.settings import Settings
 
-    settings = Settings.load(config, overrides or ())
+    model, (source, output), overrides = model_and_settings(words, 2)
+    settings = Settings.load(config, overrides)
     with batch_progress() as progress:
-        done = asyncio.run(run_batch(model, source, output, settings, progress=progress))
+        done = asyncio.run(run_batch(model, source, output, settings, sr=sr, progress=progress))
     print(f"{done.read} read, {done.files - done.read} refused, {done.resumed} by an earlier run")
+    if sr is not None:
+        print(f"{done.reports} reports in {sr}, {done.read - done.reports} files were no DICOM")
     return int(done.read < done.files)
 
 

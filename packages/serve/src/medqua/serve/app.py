@@ -6,6 +6,7 @@ Routes are in `findings`, `job_routes`, `inference_protocol` and `health`; what 
 first is in `guard`, and who may call what in `security`.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from importlib.metadata import version
@@ -18,13 +19,16 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from medqua.core.errors import ConfigError, MedQuaError
-from medqua.serve import findings, health, inference_protocol, job_routes
+from medqua.serve import findings, health, inference_protocol, job_routes, stow
 from medqua.serve.audit import AuditLog
 from medqua.serve.batcher import OverloadError
 from medqua.serve.guard import Guard, problem
+from medqua.serve.incoming import Inbox, open_door, waker
 from medqua.serve.jobs import JobStore
+from medqua.serve.metrics import log
+from medqua.serve.outgoing import Outgoing
 from medqua.serve.reader import Reader
-from medqua.serve.runner import JobRunner, OnResult
+from medqua.serve.runner import JobRunner
 from medqua.serve.security import check_routes, make_authenticator
 from medqua.serve.service import ClientGoneError, Service
 from medqua.serve.settings import Settings
@@ -34,7 +38,6 @@ def create_app(
     directory: Path,
     settings: Settings | None = None,
     *,
-    on_result: OnResult | None = None,
     routers: Sequence[APIRouter] = (),
 ) -> FastAPI:
     """Build the app; the model is opened when it starts.
@@ -42,7 +45,6 @@ def create_app(
     Args:
         directory: Bundle or export.
         settings: How it is run; by default on loopback, without spool and audit log.
-        on_result: Handed every answer of a job, as to send a report to an archive.
         routers: More routes; each must say who may call it.
 
     Raises:
@@ -54,15 +56,15 @@ def create_app(
         title="MedQua",
         version=version("medqua-serve"),
         summary="Calibrated findings of chest radiographs. Research use only, not for diagnosis.",
-        lifespan=lambda app: _running(service, directory, on_result),
+        lifespan=lambda app: _running(service, directory),
         docs_url=None,
         redoc_url=None,
         openapi_url=None,
     )
     app.state.service = service
     app.state.authenticator = make_authenticator(settings)
-    ours = (findings.router, job_routes.router, inference_protocol.router, health.router)
-    for router in (*ours, *routers):
+    ours = (findings, job_routes, stow, inference_protocol, health)
+    for router in (*(module.router for module in ours), *routers):
         app.router.routes.extend(router.routes)  # plain routes, so that `check_routes` sees each
     app.add_middleware(Guard, settings=settings, ended=service.metrics.ended)
     app.add_exception_handler(OverloadError, _overloaded)
@@ -78,9 +80,7 @@ def create_app(
 
 
 @asynccontextmanager
-async def _running(
-    service: Service, directory: Path, on_result: OnResult | None
-) -> AsyncIterator[None]:
+async def _running(service: Service, directory: Path) -> AsyncIterator[None]:
     """Open what the service needs, and close it in the opposite order."""
     settings = service.settings
     storage = settings.storage
@@ -92,24 +92,52 @@ async def _running(
         async with Reader.open(directory, settings, service.metrics.observer()) as reader:
             service.reader = reader
             service.metrics.watch(reader)
-            if service.jobs is not None:
-                keep = 3600 * storage.keep_hours
-                service.runner = JobRunner(service.jobs, reader, on_result, keep)
-                service.runner.start()
             try:
+                await _open_doors(service, reader)
                 yield
             finally:
                 service.draining = True
-                if service.runner is not None:
-                    await service.runner.close()
+                await _close_doors(service)
     except MedQuaError as error:
         service.failure = error
         raise
     finally:
+        service.clerk.close()
         if service.jobs is not None:
             service.jobs.close()
         if service.audit is not None:
             service.audit.close()
+
+
+async def _open_doors(service: Service, reader: Reader) -> None:
+    """Begin to answer jobs, to send reports, and to take images from the archive."""
+    settings, store = service.settings, service.jobs
+    if store is None:
+        return
+    if settings.archive.named:
+        service.outgoing = Outgoing(settings, store, service.clerk)
+        service.metrics.watch_outgoing(service.outgoing)
+        service.clerk.start()
+    keep = 3600 * settings.storage.keep_hours
+    service.runner = JobRunner(store, reader, service.clerk, service.outgoing, keep)
+    service.runner.start()
+    service.metrics.watch_jobs(store)
+    if service.outgoing is not None:
+        service.inbox = Inbox(store, waker(service.runner.wake))
+        if settings.door.peers:
+            service.door = open_door(service.inbox, settings)
+            told = {"host": settings.door.host, "port": service.door.port}
+            log.info("door open", extra={"told": told})
+
+
+async def _close_doors(service: Service) -> None:
+    """Take nothing more in, then stop reading, then stop sending; what waits is on disk."""
+    if service.door is not None:
+        await asyncio.to_thread(service.door.close)
+    if service.runner is not None:
+        await service.runner.close()
+    if service.outgoing is not None:
+        await service.outgoing.close()
 
 
 async def _overloaded(request: Request, error: Exception) -> Response:

@@ -46,6 +46,9 @@ class Round:
     buried: int = 0
     """Not stored at the last attempt."""
 
+    def __add__(self, other: "Round") -> "Round":
+        return Round(self.sent + other.sent, self.failed + other.failed, self.buried + other.buried)
+
 
 def deliver(
     spool: Spool, send: Send, retry: Retry | None = None, *, now: float | None = None
@@ -100,6 +103,8 @@ class Courier:
     def __init__(
         self, spool: Spool, send: Send, retry: Retry | None = None, *, interval: float = 1.0
     ) -> None:
+        self.total = Round()
+        """What was done so far."""
         self._work = (spool, send, retry)
         self._interval, self._stop = interval, threading.Event()
         self._thread = threading.Thread(target=self._run, name="courier", daemon=True)
@@ -113,7 +118,7 @@ class Courier:
     def _run(self) -> None:
         while not self._stop.is_set():
             try:
-                deliver(*self._work)
+                self.total += deliver(*self._work)
             except Exception:  # a defect or a full disk must not end deliveries for good
                 log.exception("a round of deliveries ended early")
             self._stop.wait(self._interval)

@@ -1,5 +1,6 @@
 """The bundle that ships with this package, for a first look; its card tells what it is worth."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,6 +10,7 @@ DEMO = Path(__file__).with_name("demo_bundle")
 """Folder of the demo bundle: `tiny-cxr` with a trained adapter. It has seen phantoms only."""
 
 _MODELS = ("bundle.json", "export.json")
+_SETTING = re.compile(r"[a-z_]+(\.[a-z_]+)+=")
 
 
 def model_and_files(paths: Sequence[Path]) -> tuple[Path, list[Path]]:
@@ -33,3 +35,24 @@ def model_and_files(paths: Sequence[Path]) -> tuple[Path, list[Path]]:
             "only files, to read them with the demo bundle"
         )
     return model, files
+
+
+def model_and_settings(words: Sequence[str], paths: int) -> tuple[Path, list[Path], list[str]]:
+    """Part a command line of `[BUNDLE] PATH... [SECTION.KEY=VALUE...]`.
+
+    Args:
+        words: As they were typed.
+        paths: How many paths follow the model.
+
+    Returns:
+        The model, `DEMO` where none is named; the paths; the settings.
+
+    Raises:
+        ConfigError: Too few or too many paths.
+    """
+    settings = [word for word in words if _SETTING.match(word)]
+    named = [Path(word) for word in words if not _SETTING.match(word)]
+    if not paths <= len(named) <= paths + 1:
+        what = "IN and OUT.parquet, and perhaps a bundle before them" if paths else "one bundle"
+        raise ConfigError(f"{len(named)} paths are given, needed: {what}")
+    return (named[0], named[1:], settings) if len(named) > paths else (DEMO, named, settings)

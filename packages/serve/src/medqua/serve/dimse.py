@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from io import BytesIO
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from pydicom import dcmread
 from pydicom.uid import AllTransferSyntaxes, ExplicitVRLittleEndian, ImplicitVRLittleEndian
@@ -26,16 +26,15 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
     Verification,
 )
 
-from medqua.core.errors import ConfigError
-from medqua.core.vision.dicom import distrust
-from medqua.serve.identity import MANUFACTURER, is_own_uid, is_uid
+from medqua.core.errors import ConfigError, ImageError
+from medqua.serve.heads import read_head
+from medqua.serve.identity import is_own_uid, is_uid
 from medqua.serve.pacs import (
     PacsRejectedError,
     PacsTimeoutError,
     PacsUnreachableError,
     SpoolError,
 )
-from medqua.serve.spool import Spool
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +45,20 @@ IMAGES = (
     SecondaryCaptureImageStorage,
 )
 """SOP classes that are taken: those a radiograph comes as."""
+
+
+@runtime_checkable
+class Keeps(Protocol):
+    """Where received objects go: a `Spool`, or what makes jobs of them."""
+
+    def put(self, data: bytes) -> str:
+        """Keep an object on disk; return its name.
+
+        Raises:
+            SpoolError: It cannot be kept.
+        """
+        ...
+
 
 SUCCESS, DISCARDED = 0x0000, 0xB006
 OUT_OF_RESOURCES, NOT_UNDERSTOOD = 0xA700, 0xC000
@@ -96,7 +109,7 @@ class StorePort:
 
     def __init__(
         self,
-        spool: Spool,
+        spool: Keeps,
         options: StorePortOptions,
         received: Callable[[str], None] | None = None,
     ) -> None:
@@ -145,15 +158,10 @@ class StorePort:
             return NOT_UNDERSTOOD
         data = event.encoded_dataset()
         try:
-            with distrust():
-                head = dcmread(
-                    BytesIO(data), specific_tags=["SOPInstanceUID", "Manufacturer"],
-                    stop_before_pixels=True,
-                )  # fmt: skip
-                inner, maker = str(head.get("SOPInstanceUID", "")), str(head.get("Manufacturer"))
-        except Exception:  # judged when it is decoded; here only its owner matters
-            inner, maker = uid, ""
-        if is_own_uid(uid) or is_own_uid(inner) or maker.strip() == MANUFACTURER:
+            own = read_head(data).own
+        except ImageError:  # judged when it is decoded; here only its owner matters
+            own = False
+        if own or is_own_uid(uid):
             log.warning("own object discarded")
             return DISCARDED
         try:

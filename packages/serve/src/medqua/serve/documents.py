@@ -21,6 +21,14 @@ class RefusalDocument(BaseModel):
     reason: str
 
 
+class ReportDocument(BaseModel):
+    """The structured report of a file."""
+
+    sop_instance_uid: str | None
+    queued: bool
+    reason: str | None
+
+
 class AnswerDocument(BaseModel):
     """What became of one file."""
 
@@ -32,6 +40,7 @@ class AnswerDocument(BaseModel):
     notes: list[str]
     sha256: str
     seconds: float
+    report: ReportDocument | None = None
 
 
 class FindingsDocument(BaseModel):
@@ -92,7 +101,7 @@ JOB_EXAMPLE = {
     "finished": None,
 }
 
-_BINARY = {"schema": {"type": "string", "format": "binary"}}
+BINARY = {"schema": {"type": "string", "format": "binary"}}
 
 FILES_BODY: dict[str, Any] = {
     "requestBody": {
@@ -112,15 +121,40 @@ FILES_BODY: dict[str, Any] = {
                 },
                 "encoding": {"files": {"contentType": "application/octet-stream"}},
             },
-            "application/dicom": _BINARY,
-            "application/zip": _BINARY,
-            "application/octet-stream": _BINARY,
-            "image/jpeg": _BINARY,
-            "image/png": _BINARY,
+            "application/dicom": BINARY,
+            "application/zip": BINARY,
+            "application/octet-stream": BINARY,
+            "image/jpeg": BINARY,
+            "image/png": BINARY,
         },
     }
 }
 """Body of a request with files: a form with any number of them, or one as it is."""
+
+
+DICOM_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/related": {"schema": {"type": "string", "format": "binary"}},
+            "application/dicom": BINARY,
+        },
+    }
+}
+"""Body of a STOW-RS request: `multipart/related; type="application/dicom"`, or one object."""
+
+STORED_EXAMPLE = {
+    "00081190": {"vr": "UR"},
+    "00081199": {
+        "vr": "SQ",
+        "Value": [
+            {
+                "00081150": {"vr": "UI", "Value": ["1.2.840.10008.5.1.4.1.1.1"]},
+                "00081155": {"vr": "UI", "Value": ["1.2.3.4"]},
+            }
+        ],
+    },
+}
 
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:

@@ -1,9 +1,11 @@
 """Whether the service lives, whether it is of use, and its numbers."""
 
+import asyncio
 from typing import Any
 
 from fastapi import APIRouter, Depends, Request
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from medqua.serve.documents import problems
@@ -60,8 +62,31 @@ async def status(request: Request) -> dict[str, Any]:
         "workers": reader.workers.pids,
         "admitted": reader.batcher.admitted,
         "queued": reader.batcher.queued,
+        "door": service.door is not None,
+        "outbox": None
+        if service.outgoing is None
+        else {
+            "waiting": service.outgoing.outbox.count_waiting(),
+            "dead": service.outgoing.outbox.count_dead(),
+        },
         "provenance": dict(reader.model.provenance),
     }
+
+
+@router.post(
+    "/v1/admin/outbox/revive",
+    summary="Try again to send what was laid aside",
+    dependencies=[Depends(Requires("admin"))],
+    responses=problems(503),
+)
+async def revive(request: Request) -> dict[str, int]:
+    """Let objects that were laid aside after their last attempt wait again; return how many."""
+    service = service_of(request)
+    if service.outgoing is None:
+        raise HTTPException(503, "this service sends no reports: set archive.url or archive.host")
+    revived = await asyncio.to_thread(service.outgoing.outbox.revive)
+    await service.record(request, [], [200], str(revived).encode())
+    return {"revived": revived}
 
 
 @router.get(

@@ -3,16 +3,19 @@
 import asyncio
 import hashlib
 import json
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Header, Path, Query, Request
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from medqua.serve.documents import FILES_BODY, JOB_EXAMPLE, JobDocument, problems
+from medqua.core.errors import ImageError
+from medqua.serve.clerk import ReportError, report_of
+from medqua.serve.documents import BINARY, FILES_BODY, JOB_EXAMPLE, JobDocument, problems
+from medqua.serve.forms import Written, zipped
 from medqua.serve.jobs import Job, JobStore, KeyReusedError, SpoolFullError
 from medqua.serve.security import Identity, Requires
-from medqua.serve.service import json_response, service_of
+from medqua.serve.service import Service, json_response, service_of
 from medqua.serve.uploads import read_parts
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
@@ -38,12 +41,17 @@ async def create(
         Header(description="Name of this request: sent again, it makes no second job.",
                min_length=1, max_length=128, pattern=r"^[\x21-\x7e]+$"),
     ] = None,
+    send: Annotated[bool, Query(description="Send the reports to the archive.")] = False,
 ) -> Response:  # fmt: skip
     """Accept files. Once 202 is answered they are on disk, and will be answered once each."""
     service, store = service_of(request), _store(request)
+    if send and service.outgoing is None:
+        raise HTTPException(422, "no archive is named to send to: set archive.url or archive.host")
     parts = await read_parts(request, service.settings.limits)
     try:
-        job, new = await asyncio.to_thread(store.accept, identity.name, parts, idempotency_key)
+        job, new = await asyncio.to_thread(
+            store.accept, identity.name, parts, idempotency_key, send=send
+        )
     except KeyReusedError as error:
         raise HTTPException(422, str(error)) from None
     except SpoolFullError as error:
@@ -82,6 +90,7 @@ async def progress(request: Request, identity: Infer, job: JobId) -> Response:
                 "application/vnd.apache.parquet": {
                     "schema": {"type": "string", "format": "binary"}
                 },
+                "application/zip": BINARY,
             },
         },
     },
@@ -90,9 +99,11 @@ async def results(
     request: Request,
     identity: Infer,
     job: JobId,
-    format: Annotated[Literal["jsonl", "parquet"], Query(description="Form of them.")] = "jsonl",
+    format: Annotated[
+        Literal["jsonl", "parquet", "sr"], Query(description="Form of them; sr is a ZIP.")
+    ] = "jsonl",
 ) -> Response:
-    """Return the answers as JSON lines or as a Parquet table."""
+    """Return the answers as JSON lines, as a Parquet table, or as a ZIP of DICOM reports."""
     found = await _find(request, identity, job)
     if found.finished is None:
         raise HTTPException(
@@ -103,6 +114,9 @@ async def results(
     if format == "jsonl":
         body = "".join(json.dumps(answer) + "\n" for answer in answers).encode()
         response = Response(body, media_type="application/jsonl")
+    elif format == "sr":
+        response = Response(await _reports(service, job, answers), media_type="application/zip")
+        body = bytes(response.body)
     else:
         from medqua.serve.tables import parquet, tabulate
 
@@ -125,8 +139,28 @@ async def delete(request: Request, identity: Infer, job: JobId) -> Response:
     return Response(status_code=204)
 
 
+async def _reports(service: Service, job: str, answers: list[dict[str, Any]]) -> bytes:
+    """Return a ZIP of the reports of a job, and of `results.json`, which names them."""
+    grounds = await asyncio.to_thread(_jobs(service).grounds, job)
+    reports = []
+    for answer, ground in zip(answers, grounds, strict=True):
+        if ground is None:
+            reports.append(Written(reason="no findings, or no DICOM image with UIDs"))
+            continue
+        try:
+            reports.append(Written((await service.clerk.do(report_of, answer, ground),)))
+        except (ImageError, ReportError) as error:
+            reports.append(Written(reason=str(error)))
+        answer["report"] = reports[-1].to_dict(sent=False)["sop_instance_uid"]
+    return await asyncio.to_thread(zipped, answers, reports)
+
+
 def _store(request: Request) -> JobStore:
-    store = service_of(request).jobs
+    return _jobs(service_of(request))
+
+
+def _jobs(service: Service) -> JobStore:
+    store = service.jobs
     if store is None:
         raise HTTPException(503, "this service keeps no jobs: set storage.spool")
     return store

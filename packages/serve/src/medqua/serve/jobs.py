@@ -5,7 +5,8 @@
 
 A job is accepted when its files are on disk and its rows are committed. An answer is written by
 one statement that does nothing where an answer is; only then is the file deleted. So after
-`kill -9` at any point the rows say what is left to do.
+`kill -9` at any point the rows say what is left to do. What an answer's report is made from is
+written with it; a job whose reports are to be sent owes them until they are in the outbox.
 """
 
 import hashlib
@@ -30,13 +31,21 @@ PRAGMA journal_mode = WAL;
 PRAGMA synchronous = FULL;
 CREATE TABLE IF NOT EXISTS jobs (
     id TEXT PRIMARY KEY, owner TEXT NOT NULL, key TEXT, body TEXT NOT NULL,
-    created REAL NOT NULL, finished REAL, UNIQUE (owner, key));
+    created REAL NOT NULL, finished REAL, send INTEGER NOT NULL DEFAULT 0,
+    UNIQUE (owner, key));
 CREATE TABLE IF NOT EXISTS files (
     job TEXT NOT NULL REFERENCES jobs (id) ON DELETE CASCADE, number INTEGER NOT NULL,
-    name TEXT NOT NULL, size INTEGER NOT NULL, answer TEXT, PRIMARY KEY (job, number));
+    name TEXT NOT NULL, size INTEGER NOT NULL, answer TEXT, grounds TEXT, owes INTEGER,
+    PRIMARY KEY (job, number));
 CREATE INDEX IF NOT EXISTS unanswered ON files (job, number) WHERE answer IS NULL;
 PRAGMA foreign_keys = ON;
 """
+_ADDED = (
+    "ALTER TABLE jobs ADD COLUMN send INTEGER NOT NULL DEFAULT 0",
+    "ALTER TABLE files ADD COLUMN grounds TEXT",
+    "ALTER TABLE files ADD COLUMN owes INTEGER",
+)
+"""What spools of the first version lack."""
 
 
 class SpoolFullError(DataError):
@@ -89,6 +98,24 @@ class Task:
     """As its sender named it."""
     owner: str
     """Who sent it."""
+    created: float = 0.0
+    """When its job was accepted, in seconds since 1970."""
+    send: bool = False
+    """Whether its report is to be sent."""
+
+
+@dataclass(frozen=True)
+class Debt:
+    """A report that is to be sent."""
+
+    job: str
+    """Its job."""
+    number: int
+    """The file's place there, from 0."""
+    answer: dict[str, Any]
+    """As `Answer.to_dict` gave it."""
+    grounds: dict[str, Any]
+    """As `Grounds.to_dict` gave them."""
 
 
 class JobStore:
@@ -111,6 +138,12 @@ class JobStore:
             self._content.mkdir(exist_ok=True, mode=0o700)
             self._db = sqlite3.connect(folder / "jobs.sqlite", check_same_thread=False)
             self._db.executescript(_TABLES)
+            columns = {row[1] for row in self._db.execute("PRAGMA table_info(files)")}
+            for statement in () if "owes" in columns else _ADDED:
+                self._db.execute(statement)
+            self._db.executescript(
+                "CREATE INDEX IF NOT EXISTS owing ON files (job, number) WHERE owes = 1"
+            )
         except (OSError, sqlite3.Error) as error:
             raise ConfigError(f"{folder} cannot be used as a spool: {error}") from None
         known = {row[0] for row in self._db.execute("SELECT id FROM jobs")}
@@ -123,13 +156,16 @@ class JobStore:
         with self._lock:
             self._db.close()
 
-    def accept(self, owner: str, parts: Sequence[Part], key: str | None = None) -> tuple[Job, bool]:
+    def accept(
+        self, owner: str, parts: Sequence[Part], key: str | None = None, *, send: bool = False
+    ) -> tuple[Job, bool]:
         """Take a job in.
 
         Args:
             owner: Who sends it.
             parts: Its files; one that is refused already is answered so.
             key: The sender's name for this request: sent again, it means the same job.
+            send: Send its reports to the archive; such jobs are answered before others.
 
         Returns:
             The job, and whether it is new.
@@ -138,7 +174,7 @@ class JobStore:
             KeyReusedError: The key came with other files before.
             SpoolFullError: No room.
         """
-        body = _body(parts)
+        body = _body(parts) + ("+send" if send else "")
         with self._lock:
             known = (
                 key
@@ -161,10 +197,12 @@ class JobStore:
             with self._db:
                 now = time.time()
                 self._db.execute(
-                    "INSERT INTO jobs VALUES (?, ?, ?, ?, ?, NULL)", (job, owner, key, body, now)
+                    "INSERT INTO jobs (id, owner, key, body, created, send) "
+                    "VALUES (?, ?, ?, ?, ?, ?)",
+                    (job, owner, key, body, now, send),
                 )
                 self._db.executemany(
-                    "INSERT INTO files VALUES (?, ?, ?, ?, ?)",
+                    "INSERT INTO files (job, number, name, size, answer) VALUES (?, ?, ?, ?, ?)",
                     [
                         (job, n, part.name, len(part.content or b""), _refusal(part))
                         for n, part in enumerate(parts)
@@ -183,15 +221,20 @@ class JobStore:
         return found if owner in (None, found.owner) else None
 
     def waiting(self, limit: int, beside: Sequence[tuple[str, int]] = ()) -> list[Task]:
-        """Return files to be answered, oldest job first, leaving out those in hand."""
+        """Return files to be answered but those in hand: the archive's, then the oldest job's."""
         hands = set(beside)
         with self._lock:
             rows = self._db.execute(
-                "SELECT files.job, number, name, owner FROM files JOIN jobs ON jobs.id = files.job "
-                "WHERE answer IS NULL ORDER BY created, files.job, number LIMIT ?",
+                "SELECT files.job, number, name, owner, created, send FROM files "
+                "JOIN jobs ON jobs.id = files.job WHERE answer IS NULL "
+                "ORDER BY send DESC, created, files.job, number LIMIT ?",
                 (limit + len(hands),),
             ).fetchall()
-        return [Task(*row) for row in rows if (row[0], row[1]) not in hands][:limit]
+        tasks = [
+            Task(job, number, name, owner, created, bool(send))
+            for job, number, name, owner, created, send in rows
+        ]
+        return [task for task in tasks if (task.job, task.number) not in hands][:limit]
 
     def read(self, task: Task) -> bytes:
         """Return a file's content.
@@ -201,20 +244,39 @@ class JobStore:
         """
         return self._path(task.job, task.number).read_bytes()
 
-    def answer(self, task: Task, answer: Answer) -> bool:
+    def answer(self, task: Task, answer: Answer, grounds: dict[str, Any] | None = None) -> bool:
         """Write an answer, then delete the file.
+
+        Args:
+            task: The file.
+            answer: What became of it.
+            grounds: What a report of it is made from; None where there is none.
 
         Returns:
             Whether it was the first.
         """
         with self._lock, self._db:
             first = self._db.execute(
-                "UPDATE files SET answer = ? WHERE job = ? AND number = ? AND answer IS NULL",
-                (json.dumps(answer.to_dict()), task.job, task.number),
+                "UPDATE files SET answer = ?, grounds = ?, owes = ? AND "
+                "(SELECT send FROM jobs WHERE id = job) "
+                "WHERE job = ? AND number = ? AND answer IS NULL",
+                (
+                    json.dumps(answer.to_dict()),
+                    None if grounds is None else json.dumps(grounds),
+                    grounds is not None,
+                    task.job,
+                    task.number,
+                ),
             ).rowcount
             self._finish(task.job)
         self._path(task.job, task.number).unlink(missing_ok=True)
         return bool(first)
+
+    def keep_picture(self, task: Task, picture: bytes) -> None:
+        """Keep a file's picture until its report is sent; it is on disk when this returns."""
+        place = self._picture(task.job, task.number)
+        _write_synced(place.with_suffix(".new"), picture)
+        place.with_suffix(".new").replace(place)
 
     def results(self, job: str) -> list[dict[str, Any]]:
         """Return the answers of a job in the order of its files."""
@@ -224,6 +286,50 @@ class JobStore:
                 (job,),
             ).fetchall()
         return [json.loads(row[0]) for row in rows]
+
+    def grounds(self, job: str) -> list[dict[str, Any] | None]:
+        """Return what the reports of a job are made from, in the order of its files."""
+        with self._lock:
+            rows = self._db.execute(
+                "SELECT grounds FROM files WHERE job = ? AND answer IS NOT NULL ORDER BY number",
+                (job,),
+            ).fetchall()
+        return [None if row[0] is None else json.loads(row[0]) for row in rows]
+
+    def owing(self, limit: int) -> list[Debt]:
+        """Return reports that are to be sent, oldest job first."""
+        with self._lock:
+            rows = self._db.execute(
+                "SELECT files.job, number, answer, grounds FROM files "
+                "JOIN jobs ON jobs.id = files.job WHERE owes = 1 "
+                "ORDER BY created, files.job, number LIMIT ?",
+                (limit,),
+            ).fetchall()
+        return [Debt(row[0], row[1], json.loads(row[2]), json.loads(row[3])) for row in rows]
+
+    def picture(self, debt: Debt) -> bytes | None:
+        """Return the picture that was kept for a report, if one was."""
+        try:
+            return self._picture(debt.job, debt.number).read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def paid(self, debt: Debt) -> None:
+        """Note that a report is in the outbox, or can never be."""
+        with self._lock, self._db:
+            self._db.execute(
+                "UPDATE files SET owes = 0 WHERE job = ? AND number = ?", (debt.job, debt.number)
+            )
+        self._picture(debt.job, debt.number).unlink(missing_ok=True)
+
+    def counts(self) -> tuple[int, int]:
+        """Return how many files wait for an answer, and how many reports are owed."""
+        with self._lock:
+            row = self._db.execute(
+                "SELECT (SELECT count(*) FROM files WHERE answer IS NULL), "
+                "(SELECT count(*) FROM files WHERE owes = 1)"
+            ).fetchone()
+        return int(row[0]), int(row[1])
 
     def delete(self, job: str) -> None:
         """Forget a job, its files and its answers."""
@@ -236,7 +342,9 @@ class JobStore:
         """Forget jobs that were finished longer ago."""
         with self._lock:
             old = self._db.execute(
-                "SELECT id FROM jobs WHERE finished < ?", (time.time() - seconds,)
+                "SELECT id FROM jobs WHERE finished < ? AND NOT EXISTS "
+                "(SELECT 1 FROM files WHERE job = jobs.id AND owes = 1)",
+                (time.time() - seconds,),
             ).fetchall()
             for (job,) in old:
                 self.delete(job)
@@ -265,10 +373,7 @@ class JobStore:
         folder.mkdir(mode=0o700)
         for number, part in enumerate(parts):
             if part.content is not None:
-                with self._path(job, number).open("wb") as file:
-                    file.write(part.content)
-                    file.flush()
-                    os.fsync(file.fileno())
+                _write_synced(self._path(job, number), part.content)
         for directory in (folder, self._content):
             descriptor = os.open(directory, os.O_RDONLY)
             try:
@@ -276,8 +381,18 @@ class JobStore:
             finally:
                 os.close(descriptor)
 
+    def _picture(self, job: str, number: int) -> Path:
+        return self._content / job / f"{number}.png"
+
     def _path(self, job: str, number: int) -> Path:
         return self._content / job / str(number)
+
+
+def _write_synced(place: Path, content: bytes) -> None:
+    with place.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _body(parts: Sequence[Part]) -> str:

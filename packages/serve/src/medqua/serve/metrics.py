@@ -8,6 +8,8 @@ from datetime import UTC, datetime
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from medqua.serve.guard import Ended
+from medqua.serve.jobs import JobStore
+from medqua.serve.outgoing import Outgoing
 from medqua.serve.reader import Answer, Observer, Reader
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
@@ -60,6 +62,29 @@ class Metrics:
         ):
             Gauge(name, help_, registry=self.registry).set_function(value)
 
+    def watch_jobs(self, store: JobStore) -> None:
+        """Add gauges of accepted jobs."""
+        for name, help_, value in (
+            ("medqua_job_files_waiting", "Files without an answer.", lambda: store.counts()[0]),
+            ("medqua_reports_owed", "Reports to be written and sent.", lambda: store.counts()[1]),
+        ):
+            Gauge(name, help_, registry=self.registry).set_function(value)
+
+    def watch_outgoing(self, outgoing: Outgoing) -> None:
+        """Add numbers of the outbox."""
+        outbox, courier = outgoing.outbox, outgoing.courier
+        for name, help_, value in (
+            ("medqua_outbox_waiting", "Objects that wait to be sent.", outbox.count_waiting),
+            ("medqua_outbox_dead", "Objects laid aside after the last attempt.", outbox.count_dead),
+            ("medqua_outbox_sent", "Objects the archive has taken since the start.",
+             lambda: courier.total.sent),
+            ("medqua_outbox_failures", "Failed deliveries since the start.",
+             lambda: courier.total.failed + courier.total.buried),
+            ("medqua_reports_unwritten", "Reports that could not be written since the start.",
+             lambda: outgoing.unwritten),
+        ):  # fmt: skip
+            Gauge(name, help_, registry=self.registry).set_function(value)
+
     def ended(self, ended: Ended) -> None:
         """Count a request, and log it as one JSON line."""
         self._requests.labels(ended.route, ended.method, ended.status).inc()
@@ -110,3 +135,5 @@ def log_to_stderr() -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    for chatty in ("pynetdicom", "dicomweb_client"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)

@@ -10,6 +10,7 @@ import time
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,14 @@ from medqua.core.errors import DataError, ImageError, MedQuaError
 from medqua.core.vision.limits import read_bytes
 from medqua.serve.archive import LimitError, Part, unpack
 from medqua.serve.batcher import Priority
+from medqua.serve.clerk import Clerk, grounds_of, report_of
 from medqua.serve.decoding import decoding_limits
 from medqua.serve.journal import Journal
 from medqua.serve.reader import Answer, Reader, refused
-from medqua.serve.runner import PATIENCE, OnResult
+from medqua.serve.runner import PATIENCE
 from medqua.serve.settings import Settings
 from medqua.serve.sources import expand
+from medqua.serve.tables import parquet, tabulate, write_whole
 
 MANIFESTS = (".csv", ".parquet")
 PATH_COLUMNS = ("path", "file", "image", "filename")
@@ -38,6 +41,8 @@ class Summary:
     """Those with findings."""
     resumed: int
     """Those that an earlier run had answered."""
+    reports: int = 0
+    """Files with a structured report; the same image twice has the same."""
 
 
 async def run_batch(
@@ -46,7 +51,7 @@ async def run_batch(
     output: Path,
     settings: Settings,
     *,
-    on_result: OnResult | None = None,
+    sr: Path | None = None,
     progress: Callable[[int, int], None] = lambda done, found: None,
 ) -> Summary:
     """Answer all files of a source, and write one table of them.
@@ -56,7 +61,8 @@ async def run_batch(
         source: Folder, ZIP, one image, or a manifest: CSV or Parquet with a column of paths.
         output: Parquet file to write; it appears when it is complete.
         settings: Limits and batching.
-        on_result: Handed every answer, as to write a report; twice, maybe, after a crash.
+        sr: Folder for a structured report of each DICOM file, named by its SOP instance UID;
+            the table's column `report` says which is whose.
         progress: Told how many files are done, and how many have been found so far.
 
     Raises:
@@ -70,24 +76,65 @@ async def run_batch(
         raise DataError(f"{output}: name the table with the suffix .parquet")
     output.parent.mkdir(parents=True, exist_ok=True)
     async with Reader.open(model, settings) as reader:
-        run = {"provenance": dict(reader.model.provenance), "source": str(source.resolve())}
+        run: dict[str, Any] = {
+            "provenance": dict(reader.model.provenance), "source": str(source.resolve())
+        }  # fmt: skip
+        reports: Reports | None = None
+        if sr is not None:
+            sr.mkdir(parents=True, exist_ok=True)
+            run["sr"] = str(sr.resolve())
+            reports = Reports(sr, reader, Clerk(settings.batching.decoders))
         journal = Journal(output.with_name(output.name + ".journal"), run)
         try:
             resumed = len(journal.done)
-            await _answer_all(reader, source, journal, on_result, progress)
+            await _answer_all(reader, source, journal, reports, progress)
             summary = await asyncio.to_thread(_write, journal, output, reader)
         except BaseException:
             journal.close()
             raise
+        finally:
+            if reports is not None:
+                reports.clerk.close()
         journal.close(delete=True)
-    return Summary(summary[0], summary[1], resumed)
+    return Summary(summary[0], summary[1], resumed, summary[2])
+
+
+@dataclass(frozen=True)
+class Reports:
+    """Writes structured reports into a folder, each whole or not at all."""
+
+    folder: Path
+    """Where they go."""
+    reader: Reader
+    """What answers the files."""
+    clerk: Clerk
+    """What writes the reports."""
+
+    async def write(self, content: bytes, answer: Answer) -> str | None:
+        """Write the report of a file.
+
+        Returns:
+            Its SOP instance UID; None for a file without findings, or that is no DICOM image.
+        """
+        if answer.status != 200:
+            return None
+        provenance = dict(self.reader.model.provenance)
+        when = datetime.now().replace(microsecond=0).isoformat()
+        device = self.reader.settings.report.device
+        try:
+            grounds = await self.clerk.do(grounds_of, content, provenance, device, when)
+        except ImageError:
+            return None
+        uid, report = await self.clerk.do(report_of, answer.to_dict(), grounds)
+        await asyncio.to_thread(write_whole, self.folder / f"{uid}.dcm", report)
+        return uid
 
 
 async def _answer_all(
     reader: Reader,
     source: Path,
     journal: Journal,
-    on_result: OnResult | None,
+    reports: Reports | None,
     progress: Callable[[int, int], None],
 ) -> None:
     """Answer what is not in the journal, a few files at a time."""
@@ -103,9 +150,10 @@ async def _answer_all(
                 answer = refused(part.name, 422, part.refusal or MedQuaError("no content"))
             else:
                 answer = await _read(reader, part.name, part.content)
-                if on_result is not None:
-                    await asyncio.to_thread(on_result, part.content, answer)
-            journal.add(answer.to_dict())
+            told = answer.to_dict()
+            if reports is not None:
+                told["report"] = await reports.write(part.content or b"", answer)
+            journal.add(told)
             progress(len(journal.done), found)
         finally:
             window.release()
@@ -189,10 +237,9 @@ def _manifest(file: Path) -> Iterator[Path]:
         yield file.parent / path
 
 
-def _write(journal: Journal, output: Path, reader: Reader) -> tuple[int, int]:
-    from medqua.serve.tables import parquet, tabulate, write_whole
-
+def _write(journal: Journal, output: Path, reader: Reader) -> tuple[int, int, int]:
     model = reader.model
     answers: list[Mapping[str, Any]] = list(journal.answers())
     write_whole(output, parquet(tabulate(answers, model.labels), model.provenance))
-    return len(answers), sum(answer["findings"] is not None for answer in answers)
+    read = sum(answer["findings"] is not None for answer in answers)
+    return len(answers), read, sum(bool(answer.get("report")) for answer in answers)

@@ -19,7 +19,9 @@ from medqua.core.model.bundle import Bundle
 from medqua.core.model.manifest import MANIFEST, sha256
 from medqua.core.quantum.bottleneck import VariationalBottleneck
 from medqua.core.vision.image import Decoded, Decoder, ImageSpec
+from medqua.core.vision.limits import read_bytes
 from medqua.core.vision.scope import unstated
+from medqua.serve.heads import refuse_own
 from medqua.serve.results import Refusal, Served
 from medqua.serve.session import ServingSession
 
@@ -169,7 +171,9 @@ def _read(source: Source, image: ImageSpec, decoder: Decoder) -> _Read:
     name, content = source if isinstance(source, tuple) else (str(source), source)
     decoded, refusal = None, None
     try:
-        decoded = decoder.read(content, image)
+        data = read_bytes(content, decoder.limits)
+        refuse_own(data)
+        decoded = decoder.read(data, image)
     except ImageError as error:
         refusal = Refusal(type(error).__name__, str(error))
     return _Read(name, decoded, refusal, time.perf_counter() - start)

@@ -22,6 +22,7 @@ from medqua.core.vision.scope import unstated
 from medqua.serve.batcher import Batcher, BatchError, DeadlineError, Priority
 from medqua.serve.decoding import Decoders, decoding_limits
 from medqua.serve.engine import Model
+from medqua.serve.heads import refuse_own
 from medqua.serve.settings import Settings
 from medqua.serve.workers import WorkerLostError, Workers
 
@@ -180,6 +181,7 @@ class Reader:
     async def _answer(self, content: bytes, deadline: float, priority: Priority) -> Answer:
         digest = await asyncio.to_thread(lambda: hashlib.sha256(content).hexdigest())
         try:
+            await asyncio.to_thread(refuse_own, content)
             start = time.monotonic()
             try:
                 async with asyncio.timeout(max(0.0, deadline - start)):

@@ -9,6 +9,13 @@ from datetime import datetime
 from pydicom.config import RAISE
 from pydicom.datadict import dictionary_VR, tag_for_keyword
 from pydicom.dataset import Dataset
+from pydicom.uid import (
+    HTJ2K,
+    JPEG2000,
+    JPEGBaseline8Bit,
+    JPEGExtended12Bit,
+    JPEGLSNearLossless,
+)
 from pydicom.valuerep import validate_value
 
 from medqua.core.errors import ImageError
@@ -25,6 +32,9 @@ TAKEN = (
     "AccessionNumber", "StudyDescription",
 )  # fmt: skip
 """Patient and study attributes that are taken over (PS3.3 C.7.1.1, C.7.2.1, C.7.2.2)."""
+
+LOSSY = (JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless, JPEG2000, HTJ2K)
+"""Transfer syntaxes that lose; an object may say so itself too."""
 
 SEXES = ("M", "F", "O")
 
@@ -78,8 +88,14 @@ def reference(ds: Dataset) -> Dataset:
     taken.Rows, taken.Columns = int(ds.get("Rows") or 0), int(ds.get("Columns") or 0)
     taken.NumberOfFrames = int(frames) if frames.isdigit() else 1
     taken.Modality = _valid("Modality", ds.get("Modality")) or "OT"
+    if ds.get("LossyImageCompression") == "01" or _syntax(ds) in LOSSY:
+        taken.LossyImageCompression = "01"
     taken.SpecificCharacterSet = "ISO_IR 192"
     return taken
+
+
+def _syntax(ds: Dataset) -> str:
+    return str(getattr(ds, "file_meta", {}).get("TransferSyntaxUID", ""))
 
 
 def _valid(keyword: str, value: object) -> str:

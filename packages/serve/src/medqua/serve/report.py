@@ -77,25 +77,14 @@ def build_report(
     parameters = (*options.parameters, "probability=calibrated")
     if isinstance(findings, Served):
         parameters += tuple(_of_result(findings))
-    decisive = _decisive(image, options, "SR")
-    nameless = deepcopy(image)  # highdicom warns of unusual names, and would quote them
-    nameless.PatientName = nameless.ReferringPhysicianName = ""
-    observer = sr.ObserverContext(
-        observer_type=codes.DCM.Device,
-        observer_identifying_attributes=sr.DeviceObserverIdentifyingAttributes(
-            uid=derive_uid("device", options.device, str(options.provenance.get("bundle"))),
-            name=options.device,
-            manufacturer_name=MANUFACTURER,
-            model_name="medqua-serve",
-        ),
-    )
+    parts = decisive(image, options, "SR")
     algorithm = sr.AlgorithmIdentification(
         name=MANUFACTURER, version=_version(options), parameters=parameters
     )
     content = sr.MeasurementReport(
-        observation_context=sr.ObservationContext(observer_device_context=observer),
+        observation_context=sr.ObservationContext(observer_device_context=observer(options)),
         procedure_reported=Code("399208008", "SCT", "Plain chest X-ray"),
-        imaging_measurements=[_group(finding, image, algorithm, decisive) for finding in findings],
+        imaging_measurements=[_group(finding, image, algorithm, parts) for finding in findings],
         title=codes.DCM.ImagingMeasurementReport,
     )
     content[0].ContentSequence.append(
@@ -106,11 +95,11 @@ def build_report(
             sr.TextContentItem(codes.DCM.Comment, stated, sr.RelationshipTypeValues.CONTAINS)
         )
     report = sr.Comprehensive3DSR(
-        evidence=[nameless],
+        evidence=[nameless(image)],
         content=content[0],
-        series_instance_uid=derive_uid("series", *decisive),
+        series_instance_uid=derive_uid("series", *parts),
         series_number=SERIES_NUMBER,
-        sop_instance_uid=derive_uid("instance", *decisive),
+        sop_instance_uid=derive_uid("instance", *parts),
         instance_number=1,
         manufacturer=MANUFACTURER,
         is_complete=True,
@@ -123,6 +112,26 @@ def build_report(
         transfer_syntax_uid=ExplicitVRLittleEndian,
     )
     return finish(report, image, when)
+
+
+def nameless(image: Dataset) -> Dataset:
+    """Return a copy without names: highdicom warns of unusual ones, and would quote them."""
+    copy = deepcopy(image)
+    copy.PatientName = copy.ReferringPhysicianName = ""
+    return copy
+
+
+def observer(options: ReportOptions) -> sr.ObserverContext:
+    """Return this device as observer."""
+    return sr.ObserverContext(
+        observer_type=codes.DCM.Device,
+        observer_identifying_attributes=sr.DeviceObserverIdentifyingAttributes(
+            uid=derive_uid("device", options.device, str(options.provenance.get("bundle"))),
+            name=options.device,
+            manufacturer_name=MANUFACTURER,
+            model_name="medqua-serve",
+        ),
+    )
 
 
 def finish(ds: Dataset, image: Dataset, when: datetime) -> Dataset:
@@ -148,13 +157,13 @@ def to_bytes(ds: Dataset) -> bytes:
 
 
 def _group(
-    finding: Finding, image: Dataset, algorithm: sr.AlgorithmIdentification, decisive: Iterable[str]
+    finding: Finding, image: Dataset, algorithm: sr.AlgorithmIdentification, parts: Iterable[str]
 ) -> sr.MeasurementsAndQualitativeEvaluations:
     known = _KNOWN.get(ALIASES.get(finding.label, finding.label))
     site = None if known is None or known.site is None else _code(known.site)
     return sr.MeasurementsAndQualitativeEvaluations(
         tracking_identifier=sr.TrackingIdentifier(
-            uid=derive_uid("finding", finding.label, *decisive), identifier=finding.label
+            uid=derive_uid("finding", finding.label, *parts), identifier=finding.label
         ),
         finding_type=_type(finding, known),
         algorithm_id=algorithm,
@@ -183,8 +192,8 @@ def _code(code: Any) -> Code:
     return Code(code.value, code.scheme, code.meaning)
 
 
-def _decisive(image: Dataset, options: ReportOptions, kind: str) -> tuple[str, ...]:
-    """What the UIDs follow from: image, model, options, kind of object."""
+def decisive(image: Dataset, options: ReportOptions, kind: str) -> tuple[str, ...]:
+    """Return what the UIDs follow from: image, model, options, kind of object."""
     return (str(image.SOPInstanceUID), kind, options.device, *options.parameters)
 
 

@@ -7,15 +7,16 @@ spool and is taken up again at the next start.
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from contextlib import suppress
+from datetime import datetime
+from typing import Any
 
+from medqua.core.errors import ImageError
 from medqua.serve.batcher import Priority
+from medqua.serve.clerk import Clerk, ReportError, grounds_of, picture_of
 from medqua.serve.jobs import JobStore, Task
-from medqua.serve.reader import Answer, Reader
-
-OnResult = Callable[[bytes, Answer], None]
-"""Told the content and the answer of every file of a job, before the answer counts as given: so it
-may be told twice after a crash, never not at all. Runs in a thread."""
+from medqua.serve.outgoing import Outgoing
+from medqua.serve.reader import Reader
 
 PATIENCE = 3600.0
 """Seconds after which a file of a job is answered with a deadline error."""
@@ -32,7 +33,8 @@ class JobRunner:
     Args:
         store: The spool.
         reader: Answers files.
-        on_result: Is handed every answer, as to send a report to an archive.
+        clerk: Takes from files what their reports need.
+        outgoing: Sends reports; None where there is no archive.
         keep_seconds: For how long results of a finished job are kept.
     """
 
@@ -40,10 +42,12 @@ class JobRunner:
         self,
         store: JobStore,
         reader: Reader,
-        on_result: OnResult | None = None,
+        clerk: Clerk,
+        outgoing: Outgoing | None = None,
         keep_seconds: float = 72 * 3600,
     ) -> None:
-        self._store, self._reader, self._on_result = store, reader, on_result
+        self._store, self._reader = store, reader
+        self._clerk, self._outgoing = clerk, outgoing
         self._keep_seconds = keep_seconds
         self._in_hand: dict[tuple[str, int], asyncio.Task[None]] = {}
         self._wake = asyncio.Event()
@@ -102,9 +106,31 @@ class JobRunner:
             priority=Priority.BULK,
             admitted=True,
         )
-        if self._on_result is not None:
-            await asyncio.to_thread(self._on_result, content, answer)
-        await asyncio.to_thread(self._store.answer, task, answer)
+        grounds = await self._grounds(task, content) if answer.status == 200 else None
+        await asyncio.to_thread(self._store.answer, task, answer, grounds)
+        if self._outgoing is not None:
+            self._outgoing.wake()
+
+    async def _grounds(self, task: Task, content: bytes) -> dict[str, Any] | None:
+        """Take from a file what its report needs; None where there can be none."""
+        device, picture = self._reader.settings.report.device, self._reader.settings.report.capture
+        when = datetime.fromtimestamp(task.created).replace(microsecond=0).isoformat()
+        provenance = dict(self._reader.model.provenance)
+        for last in (False, True):
+            try:
+                grounds = await self._clerk.do(grounds_of, content, provenance, device, when)
+                if task.send and picture:
+                    with suppress(ImageError):  # read by the model's recipe, but not displayed
+                        drawn = await self._clerk.do(picture_of, content)
+                        await asyncio.to_thread(self._store.keep_picture, task, drawn)
+            except ImageError:  # no DICOM image, so there is nothing to report into
+                return None
+            except ReportError:  # once more: the process may have been ended from outside
+                if last:
+                    log.error("no report", extra={"told": {"job": task.job, "file": task.number}})
+            else:
+                return grounds
+        return None
 
     async def _expire(self) -> None:
         while True:

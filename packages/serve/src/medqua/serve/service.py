@@ -14,8 +14,12 @@ from medqua.core.errors import MedQuaError
 from medqua.serve.archive import Part
 from medqua.serve.audit import AuditLog
 from medqua.serve.batcher import Priority
+from medqua.serve.clerk import Clerk
+from medqua.serve.dimse import StorePort
+from medqua.serve.incoming import Inbox
 from medqua.serve.jobs import JobStore
 from medqua.serve.metrics import Metrics
+from medqua.serve.outgoing import Outgoing
 from medqua.serve.reader import Answer, Reader, refused
 from medqua.serve.runner import JobRunner
 from medqua.serve.settings import Settings
@@ -41,6 +45,14 @@ class Service:
     """Accepted jobs; None where there is no spool."""
     runner: JobRunner | None = None
     """Answers them."""
+    clerk: Clerk = field(default_factory=Clerk)
+    """Writes reports."""
+    outgoing: Outgoing | None = None
+    """Sends them; None where there is no archive."""
+    inbox: Inbox | None = None
+    """Takes the archive's images; None where there is no archive."""
+    door: StorePort | None = None
+    """Where they come in by C-STORE."""
     audit: AuditLog | None = None
     """Who asked what."""
     failure: MedQuaError | None = None

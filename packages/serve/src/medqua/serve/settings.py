@@ -173,6 +173,83 @@ class Storage:
 
 
 @dataclass(frozen=True)
+class Archive:
+    """Where reports go: by STOW-RS to `url`, or by C-STORE to `host`, `port` and `title`."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    url: str = ""
+    """Base of its DICOMweb service, such as https://pacs.example/dicom-web."""
+    token_file: Path | None = None
+    """File with a bearer token for it, read anew for each delivery."""
+    token_env: str = ""
+    """Environment variable with that token, where there is no file."""
+    authorities: Path | None = None
+    """Certificate authorities of the URL, PEM; the system's by default."""
+    host: str = ""
+    """Its address for C-STORE."""
+    port: int = 104
+    """Its port for C-STORE."""
+    title: str = ""
+    """Its AE title."""
+    own_title: str = "MEDQUA"
+    """AE title that is shown to it."""
+    answer_seconds: float = 30.0
+    """Wait for its answer, in seconds."""
+    attempts: int = 40
+    """Attempts after which a report is laid aside; with the pauses below, about 31 hours."""
+    first_pause: float = 5.0
+    """Pause after the first failure, in seconds; it doubles each time."""
+    longest_pause: float = 3600.0
+    """No pause is longer, in seconds."""
+
+    @property
+    def named(self) -> bool:
+        """Whether there is one."""
+        return bool(self.url or self.host)
+
+    def __post_init__(self) -> None:
+        if self.url and self.host:
+            raise ConfigError("archive.url and archive.host: give one of them, not both")
+        if self.url and not self.url.startswith(("http://", "https://")):
+            raise ConfigError("archive.url: give its base with http:// or https://")
+        if bool(self.host) != bool(self.title):
+            raise ConfigError("an archive by C-STORE needs both archive.host and archive.title")
+        if (self.token_file or self.token_env) and not self.url:
+            raise ConfigError("archive.token_file and token_env go with archive.url")
+
+
+@dataclass(frozen=True)
+class Door:
+    """Where images come in by C-STORE."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    peers: tuple[str, ...] = ()
+    """AE titles that may connect; without any the door stays shut."""
+    title: str = "MEDQUA"
+    """Own AE title; peers must call it."""
+    host: str = "127.0.0.1"
+    """Address to listen on. AE titles are no authentication: keep it in the archive's network."""
+    port: int = 11112
+    """TCP port; 0 takes a free one."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a report is, and what comes with it."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    device: str = "MedQua"
+    """Name of this installation as observer; UIDs of reports follow from it."""
+    capture: bool = False
+    """Send a picture with the findings burnt in too (secondary capture)."""
+    key_object: bool = False
+    """Send a key object selection too, where a finding is more likely than not."""
+
+
+@dataclass(frozen=True)
 class Settings:
     """All of it.
 
@@ -192,6 +269,12 @@ class Settings:
     """Who may call."""
     storage: Storage = field(default_factory=Storage)
     """What is kept."""
+    archive: Archive = field(default_factory=Archive)
+    """Where reports go."""
+    door: Door = field(default_factory=Door)
+    """Where images come in by C-STORE."""
+    report: Report = field(default_factory=Report)
+    """What a report is."""
 
     def __post_init__(self) -> None:
         if self.access.open and not _is_loopback(self.listen.host):
@@ -201,6 +284,10 @@ class Settings:
             )
         if (self.listen.certificate is None) != (self.listen.private_key is None):
             raise ConfigError("TLS needs both listen.certificate and listen.private_key")
+        if self.archive.named and self.storage.spool is None:
+            raise ConfigError("an archive needs storage.spool, where reports wait for it")
+        if self.door.peers and not self.archive.named:
+            raise ConfigError("door.peers needs an archive, to which reports of images go")
         _check_numbers(self)
         for key in self.access.keys:
             if len(key.sha256) != 64 or not set(key.sha256) <= set("0123456789abcdef"):
@@ -305,8 +392,10 @@ def _check_numbers(settings: Settings) -> None:
     for section in fields(settings):
         for entry in fields(part := getattr(settings, section.name)):
             value = getattr(part, entry.name)
-            if isinstance(value, int | float) and not (
-                value > 0 or (value == 0 and entry.name in zero)
+            if (
+                isinstance(value, int | float)
+                and not isinstance(value, bool)
+                and not (value > 0 or (value == 0 and entry.name in zero))
             ):
                 least = "0 or more" if entry.name in zero else "more than 0"
                 raise ConfigError(f"{section.name}.{entry.name} is {value}: give {least}")

@@ -95,6 +95,14 @@ class Spool:
         """Yield the names of objects that were given up, oldest first."""
         yield from self._names(self._dead)
 
+    def count_waiting(self) -> int:
+        """Return how many objects wait."""
+        return sum(1 for _ in self._waiting.glob("*.dcm"))
+
+    def count_dead(self) -> int:
+        """Return how many were given up."""
+        return sum(1 for _ in self._dead.glob("*.dcm"))
+
     def read(self, name: str) -> bytes:
         """Return a waiting object's content.
 

@@ -17,6 +17,7 @@ _SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
     "notes": pl.List(pl.String),
     "sha256": pl.String,
     "seconds": pl.Float64,
+    "report": pl.String,
 }
 
 
@@ -29,12 +30,15 @@ def tabulate(answers: Iterable[Mapping[str, Any]], labels: Sequence[str]) -> pl.
             of a file without findings.
 
     Returns:
-        Columns `source`, `status`, `error`, `reason`, `notes`, `sha256`, `seconds`, then labels.
+        Columns `source`, `status`, `error`, `reason`, `notes`, `sha256`, `seconds`,
+        `report` (SOP instance UID of the structured report, null where none was written), then
+        labels.
     """
     rows = []
     for answer in answers:
         refusal = answer["refusal"] or {"error": None, "reason": None}
         row = {name: answer[name] for name in ("source", "status", "notes", "sha256", "seconds")}
+        row["report"] = answer.get("report")
         found = {f["label"]: f["probability"] for f in answer["findings"] or ()}
         rows.append(row | dict(refusal) | {label: found.get(label) for label in labels})
     return pl.DataFrame(rows, schema={**_SCHEMA, **dict.fromkeys(labels, pl.Float64)})
