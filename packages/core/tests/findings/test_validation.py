@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
@@ -34,6 +34,7 @@ def drawn(seed: int, n: int, apart: float) -> tuple[np.ndarray, np.ndarray]:
     return np.round(1 / (1 + np.exp(-z)), 2), y  # rounded: ties
 
 
+@settings(deadline=None, max_examples=50)
 @given(st.integers(0, 10_000), st.integers(40, 200), st.sampled_from([0.0, 1.0, 3.0, 9.0]))
 def test_operating_points_keep_what_they_promise(seed: int, n: int, apart: float):
     p, y = drawn(seed, n, apart)
@@ -78,17 +79,18 @@ def test_calls(thresholds: tuple[float, float, float], calls: list[str]):
 
 
 def test_a_band_is_that_of_similar_images():
-    p = np.repeat([0.1, 0.5, 0.9], 20)[:, None]
+    p = np.repeat([0.11, 0.5, 1.0], 20)[:, None]
     y = np.concatenate([np.zeros(20), np.arange(20) < 7, np.ones(20)])[:, None]
     (label,) = Validation.measure(p, y).labels
-    assert [(b.low, b.images, b.positives) for b in label.bands] == [
-        (0.1, 20, 0), (0.5, 20, 7), (0.9, 20, 20),
+    assert [(b.low, b.high, b.images, b.positives) for b in label.bands] == [
+        (0.1, 0.2, 20, 0), (0.5, 0.6, 20, 7), (0.98, 1.0, 20, 20),
     ]  # fmt: skip
-    band = label.band(0.62)
-    assert band is not None
-    assert band.positives == 7
-    assert band.interval == wilson(7, 20)
-    assert LabelValidation(0, 0).band(0.5) is None
+    for probability, k in ((0.1, 0), (0.59, 7), (1.0, 20)):
+        band = label.band(probability)
+        assert band is not None
+        assert band.positives == k
+        assert band.interval == wilson(k, 20)
+    assert label.band(0.6) is label.band(0.05) is None  # no validation image was there
 
 
 def test_unknown_targets_count_for_nothing():

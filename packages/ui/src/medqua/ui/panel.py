@@ -132,13 +132,15 @@ def _points(probability: float, label: LabelValidation | None) -> str:
 
 def _similar(probability: float, label: LabelValidation | None) -> str:
     """How often the finding was there in validation images of similar probability."""
-    band = label.band(probability) if label else None
-    if band is None:
+    if label is None:
         return ""
+    band = label.band(probability)
+    if band is None:
+        return '<span class="similar">no validation image near</span>'
     low, high = (100 * share for share in band.interval)
-    return (
-        f'<span class="similar">{band.positives} of {band.images} ({low:.0f}–{high:.0f} %)</span>'
-    )
+    told = f"validation images from {100 * band.low:.0f} to {100 * band.high:.0f} %"
+    count = f"{band.positives} of {band.images}"
+    return f'<span class="similar" title="{told}">{count} ({low:.0f}–{high:.0f} %)</span>'
 
 
 def _track(row: Row) -> str:

@@ -36,11 +36,9 @@ KEPT = 0.95
 FEWEST = 10
 """Positive and negative images that a label needs to have operating points."""
 
-BAND = 20
-"""Images in a band of probabilities, at least."""
-
-MOST_BANDS = 10
-"""Bands of a label."""
+EDGES = (0.0, 0.02, 0.05, *(k / 10 for k in range(1, 10)), 0.95, 0.98, 1.0)
+"""Ends of the bands of probabilities, closed below; the last one above too. Of equal width but at
+the ends: bands of equal numbers of images would call 0.1 and 0.9 similar where few lie between."""
 
 Z = 1.959963984540054
 """Quantile of the normal distribution for intervals of 95 %."""
@@ -53,9 +51,9 @@ class Band:
     """Validation images of similar probability."""
 
     low: float
-    """Least probability."""
+    """Least probability, of `EDGES`."""
     high: float
-    """Largest probability."""
+    """End of the band, of `EDGES`."""
     images: int
     """How many images."""
     positives: int
@@ -102,18 +100,16 @@ class LabelValidation:
     negatives: int
     """Images known to be without it."""
     bands: tuple[Band, ...] = ()
-    """Of equal numbers of images, by rising probability."""
+    """By rising probability; those without an image are left out."""
     points: Mapping[str, Point] = field(default_factory=dict)
     """Operating points by name, all of `POINTS` or none."""
 
     def band(self, probability: float) -> Band | None:
-        """Return the band of a probability, the nearest where it lies in none; None without one."""
-        if not self.bands:
-            return None
-        return min(
-            self.bands,
-            key=lambda b: (max(b.low - probability, probability - b.high, 0.0), -b.images),
-        )
+        """Return the band that a probability lies in; None if no validation image did."""
+        for band in self.bands:
+            if band.low <= probability < band.high or probability == band.high == EDGES[-1]:
+                return band
+        return None
 
     def call(self, probability: float) -> Call:
         """Say what a probability is worth at the operating points.
@@ -222,12 +218,11 @@ def _parts(label: LabelValidation) -> Sequence[Band | Point]:
 
 def _measure(p: npt.NDArray[np.float64], y: npt.NDArray[np.bool_]) -> LabelValidation:
     positives, negatives = int(y.sum()), int((~y).sum())
-    order = np.argsort(p, kind="stable")
-    bands = []
-    for part in np.array_split(order, min(max(len(p) // BAND, 1), MOST_BANDS)):
-        if len(part):
-            low, high = float(p[part[0]]), float(p[part[-1]])
-            bands.append(Band(low, high, len(part), int(y[part].sum())))
+    place = np.clip(np.searchsorted(EDGES, p, side="right") - 1, 0, len(EDGES) - 2)
+    bands = [
+        Band(EDGES[k], EDGES[k + 1], int((place == k).sum()), int(y[place == k].sum()))
+        for k in np.unique(place)
+    ]
     if min(positives, negatives) < FEWEST:
         return LabelValidation(positives, negatives, tuple(bands))
     thresholds = np.unique(p)
