@@ -54,6 +54,7 @@ class Reading:
     """How the file became the model's image, with `routes`."""
 
 
+@runtime_checkable
 class Reader(Protocol):
     """Whatever gives findings: a bundle in this process, later a server."""
 

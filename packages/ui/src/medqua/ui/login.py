@@ -106,16 +106,23 @@ class Passwords:
     def __init__(self, path: Path) -> None:
         self._path, self._lock = path, threading.Lock()
         self._turn = threading.BoundedSemaphore(2)  # each check takes 128 MiB
-        self._rate = RateLimit(1 / 12, 5)
+        self._rate, self._rate_of_all = RateLimit(1 / 12, 5), RateLimit(1 / 3, 20)
         self._seen: tuple[int, int, int] | None = None
         self._entries: dict[str, tuple[frozenset[Role], str]] = {}
         self._read()
         self._nobody = make_entry("nobody", secrets.token_urlsafe(), "view").split(":")[2]
 
-    def wait(self, name: str, client: str) -> float:
-        """Return 0, or the seconds after which this client may try again; counts as a try."""
+    def wait(self, name: str, client: str, failed: int = 0) -> float:
+        """Return 0, or the seconds after which this client may try again.
+
+        Args:
+            name: Whom it says it is.
+            client: Its address.
+            failed: Failures to count against it.
+        """
         with self._lock:
-            return max(self._rate.take(client), self._rate.take(f"{client} {name[:64]}"))
+            one = self._rate.take(f"{client} {name[:64]}", failed)
+            return max(one, self._rate_of_all.take(client, failed))
 
     def check(self, name: str, password: str) -> User | None:
         """Return the user of a name and password, None if they do not belong together.
