@@ -1,7 +1,13 @@
 """Fixtures shared by every package's tests."""
 
+import json
 import os
-from collections.abc import Callable
+import shutil
+import socket
+import subprocess
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
@@ -36,3 +42,75 @@ def missing_peer() -> Callable[[str], NoReturn]:
         pytest.skip(reason)
 
     return missing
+
+
+class Orthanc:
+    """A running Orthanc."""
+
+    def __init__(self, http: int, dicom: int) -> None:
+        from medqua.serve.dicomweb import DicomWebArchive
+        from medqua.serve.dimse import DimseArchive
+
+        self.http, self.dicom = http, dicom
+        self.web = DicomWebArchive(f"http://127.0.0.1:{http}/dicom-web")
+        self.dimse = DimseArchive("127.0.0.1", dicom, "ORTHANC")
+
+    def ask(self, path: str) -> object:
+        """Return what a path of its own interface answers."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.http}{path}", timeout=5) as answer:
+            return json.load(answer)
+
+    def send(self, method: str, path: str, body: object) -> bytes:
+        """Send a JSON body."""
+        address = f"http://127.0.0.1:{self.http}{path}"
+        content = json.dumps(body).encode()
+        request = urllib.request.Request(address, content, method=method)
+        with urllib.request.urlopen(request, timeout=20) as answer:
+            told: bytes = answer.read()
+        return told
+
+    def modalities(self, study: str) -> list[str]:
+        """Return the modalities of a study's series."""
+        found = self.ask(f"/dicom-web/studies/{study}/series")
+        assert isinstance(found, list)
+        return sorted(series["00080060"]["Value"][0] for series in found)
+
+
+@pytest.fixture(scope="session")
+def orthanc(
+    tmp_path_factory: pytest.TempPathFactory, missing_peer: Callable[[str], NoReturn]
+) -> Iterator[Orthanc]:
+    """An archive that listens for DICOMweb and DIMSE on this machine alone."""
+    program = shutil.which("Orthanc")
+    plugins = Path("/usr/share/orthanc/plugins")
+    if program is None or not list(plugins.glob("*DicomWeb*")):
+        missing_peer("Orthanc is not installed: apt-get install orthanc orthanc-dicomweb")
+    folder = tmp_path_factory.mktemp("orthanc")
+    ports = []
+    for _ in range(2):
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            ports.append(free.getsockname()[1])
+    settings = {
+        "Name": "test", "StorageDirectory": str(folder), "IndexDirectory": str(folder),
+        "Plugins": [str(plugin) for plugin in plugins.glob("*DicomWeb*")],
+        "HttpPort": ports[0], "DicomPort": ports[1], "DicomAet": "ORTHANC",
+        "RemoteAccessAllowed": False, "AuthenticationEnabled": False,
+        "DicomAlwaysAllowStore": True, "DicomAlwaysAllowEcho": True,
+    }  # fmt: skip
+    (folder / "orthanc.json").write_text(json.dumps(settings))
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen([program, folder / "orthanc.json"], stdout=log, stderr=log)
+    try:
+        server = Orthanc(*ports)
+        for _ in range(150):
+            try:
+                server.ask("/dicom-web/studies?limit=1")
+                break
+            except OSError:
+                assert process.poll() is None, (folder / "log").read_text()[-2000:]
+                time.sleep(0.2)
+        yield server
+    finally:
+        process.terminate()
+        process.wait(20)
+        shutil.rmtree(folder)

@@ -1,17 +1,10 @@
 """A small bundle, built once."""
 
 import csv
-import json
 import os
-import shutil
-import socket
 import subprocess
 import sys
-import time
-import urllib.request
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NoReturn
 
 import numpy as np
 import peft
@@ -24,8 +17,6 @@ from medqua.core.adapter import EntropyRouter, QuasarConfig
 from medqua.core.findings import CHEXPERT_NAMES, Calibration
 from medqua.core.model import Bundle, MedQuaClassifier, TinyArchitecture, load_backbone
 from medqua.core.vision.image import ImageSpec
-from medqua.serve.dicomweb import DicomWebArchive
-from medqua.serve.dimse import DimseArchive
 
 SMALL = TinyArchitecture(
     vision_depth=1, vision_hidden=16, vision_heads=2, vision_mlp=16,
@@ -99,68 +90,3 @@ def export_folder(
         if not folder.exists():
             subprocess.run([sys.executable, *command], check=True)
     return folder
-
-
-class Orthanc:
-    """A running Orthanc."""
-
-    def __init__(self, http: int, dicom: int) -> None:
-        self.http, self.dicom = http, dicom
-        self.web = DicomWebArchive(f"http://127.0.0.1:{http}/dicom-web")
-        self.dimse = DimseArchive("127.0.0.1", dicom, "ORTHANC")
-
-    def ask(self, path: str) -> object:
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.http}{path}", timeout=5) as answer:
-            return json.load(answer)
-
-    def send(self, method: str, path: str, body: object) -> bytes:
-        address = f"http://127.0.0.1:{self.http}{path}"
-        content = json.dumps(body).encode()
-        request = urllib.request.Request(address, content, method=method)
-        with urllib.request.urlopen(request, timeout=20) as answer:
-            told: bytes = answer.read()
-        return told
-
-    def modalities(self, study: str) -> list[str]:
-        found = self.ask(f"/dicom-web/studies/{study}/series")
-        assert isinstance(found, list)
-        return sorted(series["00080060"]["Value"][0] for series in found)
-
-
-@pytest.fixture(scope="session")
-def orthanc(
-    tmp_path_factory: pytest.TempPathFactory, missing_peer: Callable[[str], NoReturn]
-) -> Iterator[Orthanc]:
-    program = shutil.which("Orthanc")
-    plugins = Path("/usr/share/orthanc/plugins")
-    if program is None or not list(plugins.glob("*DicomWeb*")):
-        missing_peer("Orthanc is not installed: apt-get install orthanc orthanc-dicomweb")
-    folder = tmp_path_factory.mktemp("orthanc")
-    ports = []
-    for _ in range(2):
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            ports.append(free.getsockname()[1])
-    settings = {
-        "Name": "test", "StorageDirectory": str(folder), "IndexDirectory": str(folder),
-        "Plugins": [str(plugin) for plugin in plugins.glob("*DicomWeb*")],
-        "HttpPort": ports[0], "DicomPort": ports[1], "DicomAet": "ORTHANC",
-        "RemoteAccessAllowed": False, "AuthenticationEnabled": False,
-        "DicomAlwaysAllowStore": True, "DicomAlwaysAllowEcho": True,
-    }  # fmt: skip
-    (folder / "orthanc.json").write_text(json.dumps(settings))
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen([program, folder / "orthanc.json"], stdout=log, stderr=log)
-    try:
-        server = Orthanc(*ports)
-        for _ in range(150):
-            try:
-                server.ask("/dicom-web/studies?limit=1")
-                break
-            except OSError:
-                assert process.poll() is None, (folder / "log").read_text()[-2000:]
-                time.sleep(0.2)
-        yield server
-    finally:
-        process.terminate()
-        process.wait(20)
-        shutil.rmtree(folder)

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlencode, urlsplit
 
 import requests
 
@@ -110,8 +110,8 @@ class Archive:
                 raise ConfigError("search for a patient's ID or name, an accession or a date")
             if name == "date" and text and not re.fullmatch(r"\d{8}|\d{8}-(\d{8})?|-\d{8}", text):
                 raise ConfigError("give the date as YYYYMMDD, or two of them as from-to")
-            if text:
-                query[FIELDS[name]] = text
+            if text:  # parts of a name are parted by a wildcard: people type spaces for carets
+                query[FIELDS[name]] = re.sub(r"[\^ ]+", "*", text) if name == "name" else text
         if not query.keys() - {"ModalitiesInStudy"}:
             raise ConfigError("say whom to search for: ID, name, accession number or date")
         found = []
@@ -152,7 +152,7 @@ class Archive:
         """
         accept = 'multipart/related; type="application/dicom"; transfer-syntax=*'
         kind, body = self._get(path, {}, accept, OBJECT_BYTES)
-        boundary = re.search(r'boundary="?([^";]{1,70})"?', kind)
+        boundary = re.search(r'boundary="?([^";]{1,200})"?', kind)
         if boundary is None:
             raise PacsGarbledError("the archive's answer holds no object")
         mark = b"--" + boundary[1].encode()
@@ -195,6 +195,8 @@ class Archive:
         self, path: str, query: Mapping[str, str], accept: str, most: int
     ) -> tuple[str, bytes]:
         headers = {"Accept": accept}
+        # wildcards as they are: Orthanc does not know them again when they are percent-encoded
+        asked = f"?{urlencode(query, quote_via=quote, safe='*,-')}" if query else ""
         if token := self._token():
             headers["Authorization"] = f"Bearer {token}"
         try:
@@ -203,7 +205,7 @@ class Archive:
                 if self.authorities is not None:
                     session.verify = str(self.authorities)
                 with session.get(
-                    self.url.rstrip("/") + path, params=query, headers=headers, stream=True,
+                    self.url.rstrip("/") + path + asked, headers=headers, stream=True,
                     timeout=(self.connect_seconds, self.read_seconds), allow_redirects=False,
                 ) as answer:  # fmt: skip
                     if answer.status_code not in (200, 204):

@@ -21,7 +21,7 @@ from medqua.core.vision.dicom import distrust, is_dicom, parse
 from medqua.core.vision.limits import Limits, read_bytes
 
 EDITION = "dicomfields_2026c"
-METHOD = "Basic Application Confidentiality Profile, PS3.15 E.1; pixels unchanged"
+METHOD = "Basic Profile of PS3.15 E.1, 2026c; pixels unchanged"
 
 _TELLING = (
     "PatientName", "PatientID", "OtherPatientNames", "OtherPatientIDs", "PatientBirthDate",
@@ -68,7 +68,7 @@ def _copy(source: Dataset) -> bytes:
     _apply(ds)
     _search(ds, secrets)
     ds.PatientIdentityRemoved = "YES"
-    ds.DeidentificationMethod = METHOD[:64]
+    ds.DeidentificationMethod = METHOD
     code = Dataset()
     code.CodeValue, code.CodingSchemeDesignator = "113100", "DCM"
     code.CodeMeaning = "Basic Application Confidentiality Profile"

@@ -39,7 +39,7 @@ def draw_report(picture: np.ndarray, reading: Reading, facts: dict[str, str]) ->
         levels, 10, top, levels.width * scale, levels.height * scale,
         alt_text="The radiograph that the findings are of",
     )  # fmt: skip
-    _facts(pdf, 112, top, facts | reading.provenance)
+    _facts(pdf, 112.0, float(top), facts | reading.provenance)
     pdf.set_xy(10, top + SIDE + 4)
     _table(pdf, reading)
     pdf.set_y(-34)
