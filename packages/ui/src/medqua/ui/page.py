@@ -9,8 +9,9 @@ from medqua.ui import panel, pieces, workplace
 from medqua.ui.audit import AuditLog
 from medqua.ui.cookies import COOKIE
 from medqua.ui.desk import Desk
-from medqua.ui.findings import Occluder
+from medqua.ui.findings import Occluder, Reading
 from medqua.ui.overlay import occlusion_text, overlay_text
+from medqua.ui.quantum import narrow_on, quantum_tab
 from medqua.ui.studies import Session, Sessions
 from medqua.ui.worklist import Worklist
 
@@ -78,9 +79,9 @@ def build_page(
             with gr.Column(scale=6, min_width=380, elem_id="middle"):
                 gr.HTML(pieces.VIEWER)
             with gr.Column(scale=3, min_width=300, elem_id="right"), gr.Tabs():
-                with gr.Tab("Findings"):
+                with gr.Tab("Findings") as first:
                     findings = gr.HTML(pieces.no_findings("Open a study."), elem_id="reading")
-                with gr.Tab("Header"):
+                with gr.Tab("Header") as second:
                     reveal = gr.Button(REVEAL, size="sm", interactive=False)
                     look = gr.Textbox(
                         value="",
@@ -91,10 +92,13 @@ def build_page(
                         elem_id="look",
                     )
                     tags = gr.HTML(pieces.no_findings("Open a study."), elem_id="tags")
-                with gr.Tab("Out"):
+                with gr.Tab("Out") as third:
                     gr.HTML(workplace.OUT)
-                with gr.Tab("Help"):
+                quantum_tab(opened, acts.reading)
+                with gr.Tab("Help") as last:
                     gr.Markdown(pieces.HELP)
+                for tab in (first, second, third, last):
+                    narrow_on(tab)
     with page:
         opened.change(None, opened, None, js=_TO_VIEWER, api_visibility="private")
         opened.change(
@@ -187,6 +191,12 @@ class _Acts:
         if reading is None:
             return pieces.no_findings(NO_MODEL), ""
         return panel.findings(reading), overlay_text(study, reading)
+
+    def reading(self, opened: str, request: gr.Request) -> Reading | None:
+        """Return the reading of one of the session's studies; None where there is none."""
+        session = self._session(request)
+        study = session.studies.get(opened)
+        return None if study is None else self.desk.read(session, study)
 
     def explain(self, opened: str, request: gr.Request) -> str:
         study = self._session(request).studies.get(opened)

@@ -72,7 +72,7 @@ export class Overlay {
         values, low: -most, high: most, table: "cividis", fading: true,
         title: `${occlusion.labels[this.finding]}: change when covered`,
         unit: "percentage points", ends: [POINTS.format(-most), POINTS.format(most)],
-        note: "yellow: seen here speaks for it; blue: against; clear: nothing",
+        note: "yellow: speaks for it",
       };
     }
     const some = this.layer < 0 ? layers : [layers[this.layer]];

@@ -15,7 +15,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from medqua.core.errors import ConfigError
 from medqua.core.quantum.ansatz import Ansatz
+from medqua.core.quantum.noise import NoiseModel
 from medqua.core.quantum.runtime.errors import ProviderError, kind_of
 from medqua.core.quantum.runtime.sampling import Circuit, call, derived_seed, sample
 from medqua.core.quantum.runtime.targets import Target, check, find, select
@@ -83,15 +85,29 @@ def fetch(target: str, handle: str) -> dict[str, int]:
 
 
 def probe(
-    target: str, circuits: list[Mapping[str, Any]], shots: int | None, seed: int
+    target: str,
+    circuits: list[Mapping[str, Any]],
+    shots: int | None,
+    seed: int,
+    noise: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
     """Run some circuits on a target and say how long each took.
+
+    Args:
+        target: Name of the target.
+        circuits: The circuits as dictionaries.
+        shots: Number of measurements of each; None on a target that answers exact values.
+        seed: Seed of the measurements.
+        noise: What `NoiseModel.from_dict` reads, on a target that answers exact values with noise.
 
     Returns:
         `seconds`, one a circuit; and `values`, exact <Z_i>, or with `shots` the `counts`.
     """
     where, runs = find(target), [circuit_from(fields) for fields in circuits]
-    check(where, shots=shots)
+    check(where, noisy=bool(noise), shots=shots)
+    if noise and shots is not None:
+        raise ConfigError("give a number of shots or noise: with noise the target answers exactly")
+    model = NoiseModel.from_dict(noise) if noise else None
     counts, values, seconds = [], [], []
     for k, run in enumerate(runs):
         start = time.perf_counter()
@@ -100,7 +116,7 @@ def probe(
         else:
             from medqua.core.quantum.runtime.engine import CudaqEngine
 
-            engine = CudaqEngine(run.ansatz, target=target, observe=True)
+            engine = CudaqEngine(run.ansatz, model, target=target, observe=True)
             values.append(engine.observe(list(run.phi), list(run.theta), run.depth))
         seconds.append(time.perf_counter() - start)
     return {"counts": counts, "values": values, "seconds": seconds}
