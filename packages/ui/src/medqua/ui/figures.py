@@ -41,7 +41,7 @@ def histograms(routes: "Routes") -> str:
         left.plot([x - 0.4, x + 0.4], [layer.target] * 2, color=TARGET, linewidth=2)
         left.annotate(
             f"{int(layer.routed.sum())} of {layer.routed.size}",
-            (x, layer.routed.mean()),
+            (x, max(float(layer.routed.mean()), layer.target) + 0.01),
             ha="center",
             va="bottom",
             fontsize=8,

@@ -12,8 +12,8 @@ from medqua.ui.findings import Reading
 
 NOTHING = "Open a study that the model reads: its circuits, routes and depths are shown here."
 
-_WIDE = "() => document.getElementById('work').classList.add('research')"
-_NARROW = "() => document.getElementById('work').classList.remove('research')"
+_WIDE = "() => document.getElementById('work').classList.add('wide')"
+_NARROW = "() => document.getElementById('work').classList.remove('wide')"
 
 Ask = Callable[[str, gr.Request], Reading | None]
 """Gives the reading of a study, by its name, to the session that asks."""
