@@ -118,6 +118,10 @@ def test_the_page_typed(
     assert answer["status"] == 200
     assert len(answer["findings"]) == 14
     report = dcmread(tmp_path / "report.dcm")
+    first = (tmp_path / "report.dcm").read_bytes()
+    with hospital.client as client:  # asked for again, it is the same object
+        kind = {"Content-Type": "application/dicom", "Accept": "application/dicom"}
+        assert client.post("/v1/findings", content=data, headers=kind).content == first
     assert answer["report"] == {
         "sop_instance_uid": report.SOPInstanceUID, "queued": True, "reason": None
     }  # fmt: skip
@@ -241,6 +245,7 @@ def test_other_answers_and_studies_that_are_none(hospital) -> None:
         assert http.post("/dicom-web/studies/1..2", content=b"x").status_code == 400
 
 
+@pytest.mark.slow
 def test_killed_between_any_two_steps_each_study_has_one_report(
     orthanc, chest, start_service: Callable[..., Any], tmp_path: Path
 ) -> None:

@@ -1,5 +1,6 @@
 """`POST /v1/findings`: files in, findings and reports out, in one exchange."""
 
+import asyncio
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Annotated, Any
@@ -110,7 +111,7 @@ async def _reports(
     Raises:
         HTTPException: 503, they cannot be kept for sending.
     """
-    when = datetime.now().replace(microsecond=0).isoformat()
+    now = datetime.now().replace(microsecond=0).isoformat()
     provenance = dict(service.need_reader().model.provenance)
     reports = []
     for part, answer in zip(parts, answers, strict=True):
@@ -118,6 +119,10 @@ async def _reports(
             reports.append(Written(reason="the file has no findings"))
             continue
         told, clerk, settings = answer.to_dict(), service.clerk, service.settings.report
+        when, store = now, service.jobs
+        if store is not None:
+            made_by = (answer.sha256, provenance, settings.device)
+            when = await asyncio.to_thread(store.time_of, *made_by)
         try:
             grounds = await clerk.do(grounds_of, part.content, provenance, settings.device, when)
             picture = await clerk.do(picture_of, part.content) if settings.capture else None

@@ -17,8 +17,9 @@ import sqlite3
 import threading
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ CREATE TABLE IF NOT EXISTS files (
     job TEXT NOT NULL REFERENCES jobs (id) ON DELETE CASCADE, number INTEGER NOT NULL,
     name TEXT NOT NULL, size INTEGER NOT NULL, answer TEXT, grounds TEXT, owes INTEGER,
     PRIMARY KEY (job, number));
+CREATE TABLE IF NOT EXISTS times (report TEXT PRIMARY KEY, first REAL NOT NULL);
 CREATE INDEX IF NOT EXISTS unanswered ON files (job, number) WHERE answer IS NULL;
 PRAGMA foreign_keys = ON;
 """
@@ -46,6 +48,9 @@ _ADDED = (
     "ALTER TABLE files ADD COLUMN owes INTEGER",
 )
 """What spools of the first version lack."""
+
+TIMES_KEPT = 366 * 86400.0
+"""For how long the time of a report's content is remembered, in seconds."""
 
 
 class SpoolFullError(DataError):
@@ -98,8 +103,6 @@ class Task:
     """As its sender named it."""
     owner: str
     """Who sent it."""
-    created: float = 0.0
-    """When its job was accepted, in seconds since 1970."""
     send: bool = False
     """Whether its report is to be sent."""
 
@@ -225,14 +228,13 @@ class JobStore:
         hands = set(beside)
         with self._lock:
             rows = self._db.execute(
-                "SELECT files.job, number, name, owner, created, send FROM files "
+                "SELECT files.job, number, name, owner, send FROM files "
                 "JOIN jobs ON jobs.id = files.job WHERE answer IS NULL "
                 "ORDER BY send DESC, created, files.job, number LIMIT ?",
                 (limit + len(hands),),
             ).fetchall()
         tasks = [
-            Task(job, number, name, owner, created, bool(send))
-            for job, number, name, owner, created, send in rows
+            Task(job, number, name, owner, bool(send)) for job, number, name, owner, send in rows
         ]
         return [task for task in tasks if (task.job, task.number) not in hands][:limit]
 
@@ -322,6 +324,26 @@ class JobStore:
             )
         self._picture(debt.job, debt.number).unlink(missing_ok=True)
 
+    def time_of(self, sha256: str, provenance: Mapping[str, Any], device: str) -> str:
+        """Return the time of the content of a report, the same each time that it is written.
+
+        Args:
+            sha256: Of the file, hexadecimal.
+            provenance: What produced the findings.
+            device: Name of the installation.
+
+        Returns:
+            When it was first asked for, ISO 8601, local, in whole seconds.
+        """
+        made_by = json.dumps([sha256, dict(provenance), device], sort_keys=True)
+        report = hashlib.sha256(made_by.encode()).hexdigest()
+        with self._lock, self._db:
+            self._db.execute("INSERT OR IGNORE INTO times VALUES (?, ?)", (report, time.time()))
+            (first,) = self._db.execute(
+                "SELECT first FROM times WHERE report = ?", (report,)
+            ).fetchone()
+        return datetime.fromtimestamp(first).replace(microsecond=0).isoformat()
+
     def counts(self) -> tuple[int, int]:
         """Return how many files wait for an answer, and how many reports are owed."""
         with self._lock:
@@ -348,6 +370,8 @@ class JobStore:
             ).fetchall()
             for (job,) in old:
                 self.delete(job)
+            with self._db:
+                self._db.execute("DELETE FROM times WHERE first < ?", (time.time() - TIMES_KEPT,))
 
     def _job(self, job: str) -> Job:
         row = self._db.execute(

@@ -144,6 +144,8 @@ def finish(ds: Dataset, image: Dataset, when: datetime) -> Dataset:
     for name in ("InstanceCreation", "Content", "Series"):
         setattr(ds, f"{name}Date", date)
         setattr(ds, f"{name}Time", time)
+    if "DateOfSecondaryCapture" in ds:
+        ds.DateOfSecondaryCapture, ds.TimeOfSecondaryCapture = date, time
     for equipment in ds.get("ContributingEquipmentSequence", ()):
         equipment.ContributionDateTime = date + time
     return ds

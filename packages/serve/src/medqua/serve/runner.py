@@ -8,7 +8,6 @@ import asyncio
 import logging
 import time
 from contextlib import suppress
-from datetime import datetime
 from typing import Any
 
 from medqua.core.errors import ImageError
@@ -16,7 +15,7 @@ from medqua.serve.batcher import Priority
 from medqua.serve.clerk import Clerk, ReportError, grounds_of, picture_of
 from medqua.serve.jobs import JobStore, Task
 from medqua.serve.outgoing import Outgoing
-from medqua.serve.reader import Reader
+from medqua.serve.reader import Answer, Reader
 
 PATIENCE = 3600.0
 """Seconds after which a file of a job is answered with a deadline error."""
@@ -106,16 +105,16 @@ class JobRunner:
             priority=Priority.BULK,
             admitted=True,
         )
-        grounds = await self._grounds(task, content) if answer.status == 200 else None
+        grounds = await self._grounds(task, content, answer) if answer.status == 200 else None
         await asyncio.to_thread(self._store.answer, task, answer, grounds)
         if self._outgoing is not None:
             self._outgoing.wake()
 
-    async def _grounds(self, task: Task, content: bytes) -> dict[str, Any] | None:
+    async def _grounds(self, task: Task, content: bytes, answer: Answer) -> dict[str, Any] | None:
         """Take from a file what its report needs; None where there can be none."""
         device, picture = self._reader.settings.report.device, self._reader.settings.report.capture
-        when = datetime.fromtimestamp(task.created).replace(microsecond=0).isoformat()
         provenance = dict(self._reader.model.provenance)
+        when = await asyncio.to_thread(self._store.time_of, answer.sha256, provenance, device)
         for last in (False, True):
             try:
                 grounds = await self._clerk.do(grounds_of, content, provenance, device, when)
