@@ -1,5 +1,6 @@
 """Uploaded files and archives to studies, each for itself: none spoils another's result."""
 
+import re
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
@@ -113,5 +114,6 @@ def _wanted(path: str) -> bool:
 
 
 def sentence(text: str) -> str:
-    """Write a message as a sentence."""
+    """Write a message as a sentence, without the names of classes of errors."""
+    text = re.sub(r" \([A-Za-z]+(Error|Exception)\)", "", text)
     return f"{text[:1].upper()}{text[1:].rstrip('.')}."

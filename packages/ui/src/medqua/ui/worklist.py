@@ -113,13 +113,20 @@ class Worklist:
         session = self._session(request, touch=False)
         if session is None:
             return _gone()
-        studies = [self._told(session, study) for study in list(session.studies.values())]
+        opened = list(session.studies.values())  # uploads add to it in threads of their own
+        dates: dict[str, list[str]] = {}
+        for study in opened:
+            dates.setdefault(study.patient, []).append(study.date)
+        for days in dates.values():
+            days.sort()
+        studies = [self._told(session, study, dates[study.patient]) for study in opened]
         left = sum(study["state"] in ("waiting", "reading") for study in studies)
         refused = [{"file": r.file, "reason": r.reason} for r in list(session.refusals)]
         seconds = round(left * self._desk.seconds, 1)
         return JSONResponse({"studies": studies, "refused": refused, "seconds_left": seconds})
 
-    def _told(self, session: Session, study: Study) -> dict[str, Any]:
+    def _told(self, session: Session, study: Study, dates: list[str]) -> dict[str, Any]:
+        """Describe a study for the list; `dates` are those of its patient's studies, sorted."""
         outcome: Outcome = session.outcomes.get(study.name) or Outcome()
         reading, text = outcome.reading, ""
         if self._desk.reader is None:
@@ -133,13 +140,12 @@ class Worklist:
             first = max(reading.rows, key=lambda row: row.probability, default=None)
             text = f"{first.label} {100 * first.probability:.0f} %" if first else ""
             state = "read"
-        order = sorted(s.date for s in session.studies.values() if s.patient == study.patient)
         return {
             "name": study.name,
             "file": study.file,
             "summary": study.summary,
             "patient": session.patients.get(study.patient, 0),
-            "order": order.index(study.date) + 1 if study.date and study.patient else 0,
+            "order": dates.index(study.date) + 1 if study.date and study.patient else 0,
             "state": state,
             "text": text,
         }
