@@ -16,7 +16,8 @@ def test_a_recipe_for_each_kind_of_data_and_two_experiments_are_shipped():
 def test_every_shipped_recipe_is_valid_and_survives_its_own_dict(name):
     recipe = load_recipe(name)
     assert recipe.name == name
-    kind = {"reproduce": "mimic", "reproduce-radiographs": "folder"}.get(name, name)
+    others = {"reproduce": "mimic", "reproduce-radiographs": "folder", "report": "mimic"}
+    kind = others.get(name, name)
     assert getattr(recipe.data, "kind", None) == kind
     assert build_recipe(recipe.to_dict()) == recipe
 

@@ -12,7 +12,7 @@ import sys
 import typer
 
 from medqua.core.console import run as run_app
-from medqua.train.commands import experiment, phantoms, push, runs, sweep
+from medqua.train.commands import experiment, phantoms, push, report, runs, sweep
 
 app = typer.Typer(
     help="Train and evaluate MedQua.",
@@ -21,7 +21,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
-for verbs in (runs, phantoms, experiment, sweep, push):
+for verbs in (runs, report, phantoms, experiment, sweep, push):
     verbs.add_to(app)
 
 

@@ -64,7 +64,10 @@ def log_line(console: Console, total: int, line: Mapping[str, Any]) -> None:
         console.print(f"{at}  loss {line['loss']:.4f}{routed}", highlight=False)
     elif "eval_macro_auroc" in line:
         score = f"{line['eval_macro_auroc']:.4f}"
-        console.print(f"{at}  validation macro AUROC [bold]{score}[/]", highlight=False)
+        text = ""
+        if "eval_report_loss" in line:
+            text = f", {line['eval_report_loss']:.4f} nats a token"
+        console.print(f"{at}  validation macro AUROC [bold]{score}[/]{text}", highlight=False)
 
 
 def arm_table(counts: Mapping[str, int]) -> Table:

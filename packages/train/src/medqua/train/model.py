@@ -22,12 +22,15 @@ from medqua.train.recipe import Recipe
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def build_model(recipe: Recipe, n_labels: int) -> tuple[MedQuaClassifier, Backbone]:
+def build_model(
+    recipe: Recipe, n_labels: int, kind: type[MedQuaClassifier] = MedQuaClassifier
+) -> tuple[MedQuaClassifier, Backbone]:
     """Build the classifier that a recipe describes, on the CPU.
 
     Args:
         recipe: The run; its seed decides every new weight.
         n_labels: Number of logits.
+        kind: The classifier, or what does more than it.
 
     Returns:
         The classifier and the backbone that it was built on.
@@ -38,7 +41,7 @@ def build_model(recipe: Recipe, n_labels: int) -> tuple[MedQuaClassifier, Backbo
     """
     backbone = open_backbone(recipe)
     torch.manual_seed(recipe.run.seed)
-    return _classifier(backbone.model, recipe, n_labels), backbone
+    return _classifier(backbone.model, recipe, n_labels, kind), backbone
 
 
 def open_backbone(recipe: Recipe) -> Backbone:
@@ -103,10 +106,15 @@ def _published_config(source: str, revision: str | None) -> Any:
     return config
 
 
-def _classifier(model: PreTrainedModel, recipe: Recipe, n_labels: int) -> MedQuaClassifier:
+def _classifier(
+    model: PreTrainedModel,
+    recipe: Recipe,
+    n_labels: int,
+    kind: type[MedQuaClassifier] = MedQuaClassifier,
+) -> MedQuaClassifier:
     """The classifier of a recipe on a backbone."""
     section = recipe.backbone
-    classifier = MedQuaClassifier(
+    classifier = kind(
         _adapted(model, recipe), n_labels, pooling=recipe.head.pooling, tune=section.tuned
     )
     if section.gradient_checkpointing:

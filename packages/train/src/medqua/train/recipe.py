@@ -18,6 +18,7 @@ from medqua.core.vision.image import ImageSpec
 from medqua.train.data.augmentation import Augmentation
 from medqua.train.data.sections import DATA_KINDS, DataSection
 from medqua.train.experiment.section import ExperimentSection
+from medqua.train.reports.section import ReportSection
 from medqua.train.sections import (
     BackboneSection,
     EvaluationSection,
@@ -116,6 +117,31 @@ class Recipe:
         return {name: as_plain(getattr(self, name)) for name in self.__dataclass_fields__}
 
 
+@dataclass(frozen=True, kw_only=True)
+class ReportRecipe(Recipe):
+    """A run that learns to write reports: the recipe with a `[report]` section."""
+
+    report: ReportSection
+    """The texts, and how they are judged."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for key, used in (
+            ("data.kind", getattr(self.data, "kind", "") != "mimic"),
+            ("run.parallel", self.run.parallel != "ddp"),
+            ("run.prefix", bool(self.run.prefix)),
+            ("evaluation.unit", self.evaluation.unit != "image"),
+            ("evaluation.patience", self.evaluation.patience > 0),
+            ("evaluation.bootstrap", self.evaluation.bootstrap < 1),
+        ):
+            if used:
+                raise ConfigError(
+                    f"{key} with [report]: reports need data.kind=mimic, run.parallel=ddp, no "
+                    "run.prefix, evaluation.unit=image, evaluation.patience=0 and "
+                    "evaluation.bootstrap of at least 1"
+                )
+
+
 SECTIONS: Mapping[str, type] = {
     "image": ImageSpec,
     "augmentation": Augmentation,
@@ -126,8 +152,9 @@ SECTIONS: Mapping[str, type] = {
     "evaluation": EvaluationSection,
     "run": RunSection,
     "experiment": ExperimentSection,
+    "report": ReportSection,
 }
-"""Section -> its type; `data` depends on its `kind`."""
+"""Section -> its type; `data` depends on its `kind`, and with `report` it is a `ReportRecipe`."""
 
 
 def shipped_recipes() -> dict[str, Path]:
@@ -176,7 +203,8 @@ def build_recipe(table: Mapping[str, Any]) -> Recipe:
     kind = str(data.get("kind", "")) if isinstance(data, Mapping) else ""
     if kind not in DATA_KINDS:
         raise ConfigError(f"data.kind = {kind!r}: needed one of {', '.join(DATA_KINDS)}")
-    return build(Recipe, table, sections={"data": DATA_KINDS[kind], **SECTIONS})
+    whole = ReportRecipe if "report" in table else Recipe
+    return build(whole, table, sections={"data": DATA_KINDS[kind], **SECTIONS})
 
 
 def _override(table: dict[str, Any], override: str) -> None:

@@ -1,5 +1,6 @@
 """One run, from a recipe to its folder: the stages in their order, and the run's state on disk."""
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -35,8 +36,18 @@ from medqua.train.stages.prepare import Run, describe_data, from_prefix, preload
 from medqua.train.stages.write import draw, make_bundle, write_predictions, write_skipped
 from medqua.train.trackers.opened import check_installed, open_trackers
 
+Stages = Callable[[Recipe, Path, Console, RunState, bool], Figures]
+"""Prepare, fit, measure, write, with whether to resume; returns what `metrics.json` holds."""
 
-def train(recipe: Recipe, folder: Path, console: Console, *, resume: bool = False) -> Figures:
+
+def train(
+    recipe: Recipe,
+    folder: Path,
+    console: Console,
+    *,
+    resume: bool = False,
+    stages: Stages | None = None,
+) -> Figures:
     """Do a run.
 
     Every process of a run calls this with the same arguments; rank 0 writes.
@@ -47,6 +58,7 @@ def train(recipe: Recipe, folder: Path, console: Console, *, resume: bool = Fals
         console: Where to speak.
         resume: Go on from the last checkpoint in the folder; so does a run that a launcher
             started again.
+        stages: What is done between the run's first and last word; a classifier's by default.
 
     Returns:
         What `metrics.json` holds.
@@ -73,7 +85,7 @@ def train(recipe: Recipe, folder: Path, console: Console, *, resume: bool = Fals
     state = RunState(folder, record)
     state.write("running")
     try:
-        metrics = _stages(recipe, folder, console, state, resume=resume)
+        metrics = (stages or _stages)(recipe, folder, console, state, resume)
     except KeyboardInterrupt:
         state.write("interrupted")
         raise
@@ -88,7 +100,7 @@ def train(recipe: Recipe, folder: Path, console: Console, *, resume: bool = Fals
 
 
 def _stages(
-    recipe: Recipe, folder: Path, console: Console, state: RunState, *, resume: bool
+    recipe: Recipe, folder: Path, console: Console, state: RunState, resume: bool
 ) -> Figures:
     """Prepare, fit, measure, write."""
     whole = prepare_run(recipe, folder, console, state, resume=resume)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
-from rich.console import Console
+from rich.console import Console, RenderableType
 
 from medqua.train.commands.options import (
     ArmName,
@@ -95,7 +95,7 @@ def _verb(name: str) -> Callable[..., None]:
         debug: Debug = False,
     ) -> None:
         if dry_run:
-            _look(_recipe(name, recipe, arm, overrides or ()), processes, as_json=as_json)
+            look(_recipe(name, recipe, arm, overrides or ()), processes, as_json=as_json)
             return
         _train(name, recipe, arm, overrides or (), output, as_json=as_json, resume=resume)
 
@@ -110,14 +110,22 @@ def _recipe(name: str, own: Path | None, arm: str | None, overrides: Sequence[st
 
     keys = find_arm(arm).overrides if arm else ()
     recipe = load_recipe(own or name, [*keys, *overrides])
+    if hasattr(recipe, "report"):
+        raise ConfigError(f"{own or name} has a [report] section: use the verb report")
     kind = getattr(recipe.data, "kind", "")
     if kind != name:
         raise ConfigError(f"{own} is a recipe of data.kind = {kind!r}: use the verb {kind}")
     return recipe
 
 
-def _look(recipe: "Recipe", processes: int, *, as_json: bool) -> None:
-    """Show what a run would be; status 2 if it would not do."""
+def look(
+    recipe: "Recipe",
+    processes: int,
+    *,
+    as_json: bool,
+    more: Callable[[], RenderableType] | None = None,
+) -> None:
+    """Show what a run would be, and what more is told of it; status 2 if it would not do."""
     from medqua.core.errors import ConfigError
     from medqua.train.dry_run import check_processes, look_ahead, tables
     from medqua.train.processes import distributed
@@ -131,6 +139,10 @@ def _look(recipe: "Recipe", processes: int, *, as_json: bool) -> None:
         elif distributed.is_main():
             for table in tables(outlook):
                 Console().print(table)
+        if more is not None:
+            shown = more()
+            if distributed.is_main() and not as_json:
+                Console().print(shown)
     finally:
         distributed.stop()
     if outlook.problems:

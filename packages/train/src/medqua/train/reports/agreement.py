@@ -31,6 +31,8 @@ class Agreement:
     """Of `macro`, over patients."""
     per_label: tuple[float | None, ...]
     """F1 of each label; None where it is true of no study."""
+    per_label_intervals: tuple[Interval, ...]
+    """Of `per_label`, over patients; resamples without the label are left out."""
 
 
 def agreement(
@@ -64,8 +66,11 @@ def agreement(
     totals = counts.sum(axis=1)[:, None].astype(np.float64)
     micro, macro = (float(value[0]) for value in _scores(totals, exists))
     drawn = np.full((2, plan.resamples), np.nan)
+    labels = np.full((plan.resamples, truth.shape[1]), np.nan)
     for rows, weights in plan.weights(patients):
-        drawn[:, rows] = _scores(np.stack([weights @ part for part in counts]), exists)
+        sums = np.stack([weights @ part for part in counts])  # [3, B, L]
+        drawn[:, rows] = _scores(sums, exists)
+        labels[rows] = np.where(sums[0] + sums[2] > 0, _f1(sums), np.nan)
     each = _f1(totals[:, 0])
     return Agreement(
         micro,
@@ -73,7 +78,45 @@ def agreement(
         macro,
         plan.percentiles(drawn[1]),
         tuple(float(f) if some else None for f, some in zip(each, exists, strict=True)),
+        tuple(plan.percentiles(column) for column in labels.T),
     )
+
+
+def gain(
+    said: Int8[np.ndarray, "n l"],
+    other: Int8[np.ndarray, "n l"],
+    truth: Int8[np.ndarray, "n l"],
+    patients: Sequence[object],
+    plan: Resampling,
+) -> tuple[float, Interval]:
+    """Macro F1 of what is said minus that of what another says, on the same studies.
+
+    Args:
+        said: `[N, L]`; 1 is stated, every other code is not.
+        other: The same of the other.
+        truth: `[N, L]` of 1, 0 and `IGNORED`.
+        patients: N of them; equal entries are drawn together.
+        plan: How patients are drawn, for both at once.
+
+    Returns:
+        The difference, and its interval over patients.
+    """
+    known, exists = truth != IGNORED, (truth == 1).any(axis=0)
+    there = (truth == 1) & known
+    both = [
+        np.stack([stated & there, stated & ~there, ~stated & there])
+        for stated in ((said == 1) & known, (other == 1) & known)
+    ]
+    ones = np.ones((1, len(truth)))
+
+    def difference(weights: np.ndarray) -> np.ndarray:
+        first, second = (_scores(np.stack([weights @ part for part in c]), exists) for c in both)
+        return np.asarray(first[1] - second[1])
+
+    drawn = np.full(plan.resamples, np.nan)
+    for rows, weights in plan.weights(patients):
+        drawn[rows] = difference(weights)
+    return float(difference(ones)[0]), plan.percentiles(drawn)
 
 
 def baselines(train: Sequence[str], count: int, seed: int = 0) -> Mapping[str, tuple[str, ...]]:
@@ -85,14 +128,23 @@ def baselines(train: Sequence[str], count: int, seed: int = 0) -> Mapping[str, t
         seed: Of the random ones.
 
     Returns:
-        `most_frequent` (the first of those that are most frequent), `random` (one of the training
-        split, drawn with replacement) and `all_negative` (the empty text: nothing is stated).
+        `most_frequent` (the first of those that are most frequent), `best_constant` (the one whose
+        labels have the best micro F1 against all training reports, the first of equals), `random`
+        (one of the training split, drawn with replacement) and `all_negative` (the empty text:
+        nothing is stated).
     """
+    stated = label_texts(train) == 1
+    positives, size = stated.sum(axis=0), len(train)
+    hits = stated @ positives
+    said = stated.sum(axis=1)
+    scores = 2 * hits / np.maximum(said * size + positives.sum(), 1)
+    best = train[int(scores.argmax())]
     names, first, numbers = np.unique(list(train), return_index=True, return_counts=True)
     most = names[np.lexsort((first, -numbers))[0]]
     drawn = np.random.default_rng(seed).integers(len(train), size=count)
     return {
         "most_frequent": (str(most),) * count,
+        "best_constant": (best,) * count,
         "random": tuple(train[int(i)] for i in drawn),
         "all_negative": ("",) * count,
     }
@@ -117,7 +169,8 @@ def _f1(counts: Float64[np.ndarray, "3 *any"]) -> Float64[np.ndarray, "*any"]:
 
 
 def _scores(counts: Float64[np.ndarray, "3 b l"], exists: np.ndarray) -> Float64[np.ndarray, "2 b"]:
-    """Micro and macro F1 of B samples; macro over the labels that exist in the whole sample."""
-    each = _f1(counts)[:, exists]
-    macro = each.mean(axis=-1) if exists.any() else np.full(counts.shape[1], np.nan)
-    return np.stack([_f1(counts.sum(axis=-1)), macro])
+    """Micro and macro F1 of B samples; macro over the labels that are true of one in the sample."""
+    there = (counts[0] + counts[2] > 0) & exists
+    number = there.sum(axis=-1)
+    macro = np.where(there, _f1(counts), 0.0).sum(axis=-1) / np.maximum(number, 1)
+    return np.stack([_f1(counts.sum(axis=-1)), np.where(number > 0, macro, np.nan)])

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float32
+from jaxtyping import Float, Float32, Int64
 from peft import PeftModel
 from torch import Tensor
 from torch.nn import functional
@@ -51,13 +51,26 @@ def report_inputs(
         raise ShapeError(f"{len(images)} images with {len(reports)} reports: needed one for each")
     if max_tokens < 1:
         raise ConfigError(f"max_tokens = {max_tokens}: needed at least 1")
+    return append_reports(processor, build_inputs(processor, images, prompt), reports, max_tokens)
+
+
+def append_reports(
+    processor: ProcessorMixin, asked: dict[str, Tensor], reports: Sequence[str], max_tokens: int
+) -> dict[str, Tensor]:
+    """Put reports behind conversations that are batched already; see `report_inputs`.
+
+    Args:
+        processor: The backbone's.
+        asked: Of `build_inputs`, B rows; left as it is.
+        reports: B texts.
+        max_tokens: A report and its end are cut to this many tokens.
+    """
     tokenizer = processor.tokenizer
     end = int(tokenizer.eos_token_id)
     texts = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in reports]
     rows = [torch.tensor([*ids, end][:max_tokens]) for ids in texts]
     labels = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=IGNORED)
     there = labels != IGNORED
-    asked = build_inputs(processor, images, prompt)
     added = {
         "input_ids": labels.masked_fill(~there, int(tokenizer.pad_token_id)),
         "attention_mask": there.long(),
@@ -82,9 +95,21 @@ def report_loss(
     labels = inputs.pop("labels")
     model: Any = vision_language_model(backbone)
     hidden_states = model.base_model(**inputs, use_cache=False).last_hidden_state
+    each = token_loss(model, hidden_states, labels)
+    return each.sum() / (labels != IGNORED).sum()
+
+
+def token_loss(
+    model: PreTrainedModel,
+    hidden_states: Float[Tensor, "batch tokens width"],
+    labels: Int64[Tensor, "batch report"],
+) -> Float32[Tensor, "batch report"]:
+    """Cross-entropy of each token of reports that end their rows, in nats; 0 at padding."""
+    whole: Any = model
+    head = whole.get_output_embeddings()
     before = hidden_states[:, -labels.shape[1] - 1 : -1]  # each token is predicted one place ahead
-    logits = model.get_output_embeddings()(before).float()
-    return functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED)
+    logits = head(before).float().transpose(1, 2)
+    return functional.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="none")
 
 
 @torch.no_grad()

@@ -1,7 +1,7 @@
 """What a run trains: the trainer with its log, checkpoints and wish to stop."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -36,7 +36,14 @@ class Fitted:
         return max((int(line["step"]) for line in self.history), default=0)
 
 
-def fit(run: Run, state: RunState, trackers: Trackers, *, resume: bool) -> Fitted:
+def fit(
+    run: Run,
+    state: RunState,
+    trackers: Trackers,
+    *,
+    resume: bool,
+    trainer_of: Callable[..., MedQuaTrainer] = MedQuaTrainer,
+) -> Fitted:
     """Train the classifier in place; a zero-shot one is left as it is.
 
     Raises:
@@ -51,7 +58,7 @@ def fit(run: Run, state: RunState, trackers: Trackers, *, resume: bool) -> Fitte
         log_line(run.console, trainer.state.max_steps, line)
         trackers.log(line)
 
-    trainer = MedQuaTrainer(
+    trainer = trainer_of(
         run.classifier,
         recipe,
         run.splits["train"],

@@ -78,7 +78,13 @@ class Run:
 
 
 def prepare_run(
-    recipe: Recipe, folder: Path, console: Console, state: RunState, *, resume: bool
+    recipe: Recipe,
+    folder: Path,
+    console: Console,
+    state: RunState,
+    *,
+    resume: bool,
+    model: type[MedQuaClassifier] = MedQuaClassifier,
 ) -> Run:
     """Open the data, build the model, put it where it runs, and say what will be trained.
 
@@ -92,7 +98,7 @@ def prepare_run(
         check_same_data(state.record, data.manifest.fingerprint)
     state.add(data=describe_data(data), data_hash=data.manifest.fingerprint)
     say(f"{data.manifest.source}: " + ", ".join(f"{k} {len(v):,}" for k, v in splits.items()))
-    classifier, backbone = build_any(recipe, data.manifest.labels)
+    classifier, backbone = build_any(recipe, data.manifest.labels, model)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if recipe.run.parallel == "fsdp" and isinstance(classifier, MedQuaClassifier):
         shard(classifier, device)
@@ -109,7 +115,7 @@ def prepare_run(
 
 
 def build_any(
-    recipe: Recipe, labels: Sequence[str]
+    recipe: Recipe, labels: Sequence[str], model: type[MedQuaClassifier] = MedQuaClassifier
 ) -> tuple[MedQuaClassifier | ZeroShotClassifier, Backbone]:
     """What is trained and evaluated, or only evaluated.
 
@@ -118,7 +124,7 @@ def build_any(
         BackboneError: The backbone cannot be loaded or adapted.
     """
     if recipe.head.kind == "linear":
-        return build_model(recipe, len(labels))
+        return build_model(recipe, len(labels), model)
     backbone = open_backbone(recipe)
     size = recipe.image.size
     if size is None:

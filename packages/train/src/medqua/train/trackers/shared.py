@@ -16,6 +16,7 @@ PATHS = frozenset(
         "data.train_on",
         "data.test_on",
         "run.prefix",
+        "report.root",
     }
 )
 """Settings that tell where files are, or may name images: kept back unless asked for."""
