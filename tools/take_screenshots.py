@@ -1,6 +1,7 @@
 """Take the pictures of `docs/ui`: `.venv/bin/python tools/take_screenshots.py [BUNDLE]`.
 
-They show the sample phantoms. BUNDLE, a folder written by training, adds findings.
+They show the sample phantoms, read by BUNDLE, a folder written by training; the demo bundle by
+default.
 """
 
 import os
@@ -20,13 +21,22 @@ FLAGS = ["--no-sandbox", "--disable-background-networking", "--enable-unsafe-swi
 
 
 def opened(page: Page, *files: Path) -> None:
-    """Open files and wait for the picture and, where there is a model, the findings."""
+    """Open files and wait for the picture and the findings."""
     page.set_input_files("#files input[type=file]", list(files))
-    page.locator("#status", has_text="opened.").wait_for(timeout=60_000)
-    page.frame_locator("#viewer").locator("#canvas:not([hidden])").wait_for()
-    told = page.locator("#findings, #reading .quiet", has_text=re.compile("Finding|model"))
-    told.first.wait_for(state="attached", timeout=120_000)
-    page.wait_for_timeout(500)
+    page.locator("#status", has_text=re.compile("opened\\.")).wait_for(timeout=60_000)
+    page.frame_locator("#viewer").locator("#canvas:not([hidden])").wait_for(timeout=60_000)
+    told = page.locator("#reading .facts, #reading .quiet")
+    told.first.wait_for(state="attached", timeout=180_000)  # another tab may be open
+    page.wait_for_timeout(1500)
+
+
+def overlaid(page: Page, kind: str) -> None:
+    """Choose an overlay and wait for its map."""
+    viewer = page.frame_locator("#viewer")
+    viewer.locator("#overlaybar:not([hidden])").wait_for(timeout=60_000)
+    viewer.locator("#overlay-kind").select_option(kind)
+    viewer.locator("#scale").wait_for(timeout=120_000)
+    page.wait_for_timeout(800)
 
 
 def main() -> None:
@@ -49,10 +59,23 @@ def main() -> None:
         page.wait_for_timeout(1000)
         page.screenshot(path=TARGET / "empty.png")
         opened(page, SAMPLES / "phantom-pa-effusion.dcm")
+        overlaid(page, "occlusion")
         page.screenshot(path=TARGET / "study.png")
-        opened(page, SAMPLES / "phantom-pa-monochrome1.dcm")
+        overlaid(page, "routed")
+        page.screenshot(path=TARGET / "routes.png")
+        page.get_by_role("tab", name="Quantum").click()
+        page.locator("#circuit img").first.wait_for(timeout=60_000)
+        page.locator("#run").click()
+        page.locator("#compared img").wait_for(timeout=180_000)
+        page.set_viewport_size({"width": 1280, "height": 1180})
+        page.wait_for_timeout(1000)
+        page.screenshot(path=TARGET / "quantum.png")
+        page.set_viewport_size({"width": 1280, "height": 800})
         page.get_by_role("tab", name="Header").click()
-        page.frame_locator("#viewer").get_by_role("button", name="Ruler").click()
+        opened(page, SAMPLES / "phantom-pa-monochrome1.dcm")
+        viewer = page.frame_locator("#viewer")
+        viewer.locator("#overlay-kind").select_option("off")
+        viewer.get_by_role("button", name="Ruler").click()
         box = page.locator("#viewer").bounding_box()
         if box is not None:
             page.mouse.move(box["x"] + 240, box["y"] + 520)
@@ -63,15 +86,25 @@ def main() -> None:
         page.screenshot(path=TARGET / "monochrome1.png")
         broken = Path(folder) / "report.dcm"
         broken.write_bytes(b"no image")
-        opened(page, broken, SAMPLES / "phantom-lateral.dcm")
         page.get_by_role("tab", name="Findings").click()
-        page.wait_for_timeout(500)
-        page.screenshot(path=TARGET / "refused.png")
+        page.set_viewport_size({"width": 1280, "height": 1000})
+        page.set_input_files("#files input[type=file]", [broken, SAMPLES / "phantom-lateral.dcm"])
+        page.locator("#status", has_text="1 file not opened").wait_for(timeout=60_000)
+        page.locator("#left", has_text="only frontal views").wait_for(timeout=60_000)
+        page.wait_for_timeout(5000)
+        page.screenshot(path=TARGET / "worklist.png")
+        page.set_viewport_size({"width": 1280, "height": 800})
         page.goto(found.group(0) + "?__theme=dark")
         page.frame_locator("#viewer").locator("#canvas:not([hidden])").wait_for()
-        page.locator("#findings, #reading .quiet").first.wait_for()
+        page.locator("#reading .facts, #reading .quiet").first.wait_for(timeout=60_000)
         page.wait_for_timeout(2000)
         page.screenshot(path=TARGET / "dark.png")
+        page.set_viewport_size({"width": 820, "height": 1180})
+        page.goto(found.group(0))
+        page.frame_locator("#viewer").locator("#canvas:not([hidden])").wait_for()
+        page.locator("#reading .facts, #reading .quiet").first.wait_for(timeout=60_000)
+        page.wait_for_timeout(2000)
+        page.screenshot(path=TARGET / "tablet.png")
         browser.close()
         server.terminate()
         server.wait()

@@ -237,3 +237,25 @@ def test_keys_and_the_probe_tell_the_map(viewer: Frame):
     assert box is not None
     stage.hover(position={"x": box["width"] / 2, "y": box["height"] / 2})
     viewer.locator("#probe", has_text=re.compile(r"gate \d\.\d\d")).wait_for()
+
+
+def test_the_quantum_page_draws_the_study_and_runs_its_circuits(app, viewer: Frame):
+    page = app.page
+    page.get_by_role("tab", name="Quantum").click()
+    images = page.locator("#circuit img")
+    images.nth(1).wait_for(timeout=60_000)
+    told = images.first.get_attribute("alt")
+    assert told is not None
+    assert told.startswith("Layer 1: the circuit at its full depth of 2 layers")
+    page.locator("#adapter").get_by_text("Layer 3").click()
+    page.locator("#circuit img[alt^='Layer 3']").wait_for(timeout=30_000)
+    page.locator("#run").click()
+    caption = page.locator("#compared figcaption")
+    caption.wait_for(timeout=120_000)
+    text = caption.inner_text()
+    assert text.startswith("ionq-emulated, 1,000 shots a circuit: largest deviation from exact ")
+    errors = re.search(r"([\d.]+) standard errors", text)
+    assert errors is not None
+    assert float(errors.group(1)) < 6
+    page.get_by_role("tab", name="Findings").click()
+    assert "wide" not in (page.locator("#work").get_attribute("class") or "")
