@@ -12,6 +12,7 @@ const parts = Object.fromEntries([...document.querySelectorAll("[id]")].map((e) 
 const options = new URLSearchParams(location.search);
 let tool = "window";
 let opening = null;
+let wanted = null; // the study that is shown or on its way
 let told = null; // the last overlay, which may come before its picture
 
 const viewer = new Viewer(parts, options.get("renderer"), changed);
@@ -148,6 +149,8 @@ function changed() {
 
 /** Open a study by its name; the last one asked for wins. */
 async function open(name) {
+  if (name === wanted) return; // asked for twice: neither load it again nor lose window and overlay
+  wanted = name;
   opening?.abort();
   const mine = (opening = new AbortController());
   viewer.clear("Loading …");
@@ -160,6 +163,7 @@ async function open(name) {
     document.documentElement.dataset.study = name;
   } catch (error) {
     if (mine !== opening || mine.signal.aborted) return;
+    wanted = null;
     viewer.clear(error instanceof StudyError ? error.message : "This picture cannot be shown in this browser.");
     if (error.cause === "unreachable") setTimeout(() => mine === opening && open(name), AGAIN_AFTER);
     else if (!(error instanceof StudyError)) console.error(error);
@@ -168,7 +172,7 @@ async function open(name) {
 
 function close() {
   opening?.abort();
-  opening = null;
+  opening = wanted = null;
   delete document.documentElement.dataset.study;
   viewer.clear(HELLO);
 }
