@@ -232,7 +232,7 @@ def _draw_writers(path: Path, labels: Sequence[str], judged: Judged) -> None:
         each.bar(places + 0.27 * (k - 1), heights, 0.27, color=colours[name], label=WRITERS[name])
     each.set_xticks(places, labels, rotation=40, ha="right", fontsize=8)
     each.set(ylabel="F1")
-    each.legend(frameon=False, fontsize=8)
+    each.legend(frameon=False, fontsize=8, ncols=3, loc="lower left", bbox_to_anchor=(-0.35, 1.0))
     save_figure(figure, path)
 
 
@@ -255,7 +255,8 @@ def _draw_retrieval(path: Path, judged: Judged) -> None:
         axes.plot(ranks, chance.recall, "k_", markersize=26, label="chance")
         axes.set_xticks(ranks, [f"recall@{cut}" for cut in CUTS])
         axes.set(title=title, ylim=(0, None))
-    pair[0].legend(frameon=False, fontsize=8)
+    handles, names = pair[0].get_legend_handles_labels()
+    figure.legend(handles, names, frameon=False, fontsize=8, ncols=3, loc="outside lower center")
     save_figure(figure, path)
 
 

@@ -4,6 +4,7 @@ import time
 from functools import partial
 from pathlib import Path
 
+import polars as pl
 from rich.console import Console
 
 from medqua.train.data.dataset import Collator
@@ -112,9 +113,8 @@ def _write(
     folder, written = run.folder, judged.written
     write_json(folder / "metrics.json", metrics)
     keys = written.rows.select("image", "patient_id", "study_id", "split")
-    keys.with_columns(**{n: list(t) for n, t in written.texts.items()}).write_parquet(
-        folder / "reports.parquet"
-    )
+    columns = [pl.Series(name, list(column)) for name, column in written.texts.items()]
+    keys.with_columns(columns).write_parquet(folder / "reports.parquet")
     write_skipped(folder, [*run.data.absent, *fitted.skipped])
     if run.recipe.evaluation.plots:
         draw_report(folder / "plots", run.labels, judged, fitted.history)
