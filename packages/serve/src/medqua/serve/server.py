@@ -4,12 +4,15 @@ On SIGTERM or Ctrl-C it takes no new connections, `/readyz` says so on open ones
 way are answered within `listen.drain_seconds`, and jobs that are not done stay in the spool.
 """
 
+import asyncio
 import socket
 from pathlib import Path
 from types import FrameType
 
+import h11
 import uvicorn
 from fastapi import FastAPI
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from medqua.serve.metrics import log
 from medqua.serve.service import Service
@@ -20,6 +23,38 @@ CONNECTIONS = 1000
 
 KEEP_ALIVE = 10
 """Seconds for which an idle connection is kept."""
+
+HEAD_SECONDS = 10.0
+"""Seconds in which a request's head must have arrived, from its first byte or the connection on."""
+
+
+class _Protocol(H11Protocol):
+    """HTTP/1.1, which cuts a client that does not end its request's head."""
+
+    _cut: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._watch()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.conn.their_state is not h11.IDLE:
+            self._unwatch()
+        elif self._cut is None:
+            self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._unwatch()
+        super().connection_lost(exc)
+
+    def _watch(self) -> None:
+        self._cut = self.loop.call_later(HEAD_SECONDS, self.transport.abort)
+
+    def _unwatch(self) -> None:
+        if self._cut is not None:
+            self._cut.cancel()
+            self._cut = None
 
 
 class _Server(uvicorn.Server):
@@ -58,6 +93,7 @@ def serve(app: FastAPI, settings: Settings) -> None:
     service: Service = app.state.service
     config = uvicorn.Config(
         app,
+        http=_Protocol,
         host=listen.host,
         port=listen.port,
         ssl_certfile=_text(listen.certificate),

@@ -1,0 +1,202 @@
+"""What stands between the network and the app: certificates and slow heads.
+
+The app behind it is a small one, so that no model has to start.
+"""
+
+import ipaddress
+import json
+import socket
+import ssl
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import httpx
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+
+@dataclass
+class Identity:
+    """A certificate with its key."""
+
+    certificate: x509.Certificate
+    key: ec.EllipticCurvePrivateKey
+
+    def write(self, folder: Path, name: str) -> tuple[Path, Path]:
+        certificate, key = folder / f"{name}.pem", folder / f"{name}.key"
+        certificate.write_bytes(self.certificate.public_bytes(serialization.Encoding.PEM))
+        private = self.key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
+        key.write_bytes(private)
+        return certificate, key
+
+
+def issue(name: str, authority: Identity | None = None) -> Identity:
+    """Make a certificate, of an authority or of its own."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    issuer = subject if authority is None else authority.certificate.subject
+    signer = key if authority is None else authority.key
+    now = datetime.now(UTC)
+    address = x509.IPAddress(ipaddress.IPv4Address("127.0.0.1"))
+    identifier = x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key())
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(hours=1))
+        .not_valid_after(now + timedelta(hours=1))
+        .add_extension(x509.BasicConstraints(ca=authority is None, path_length=None), critical=True)
+        .add_extension(x509.SubjectAlternativeName([address]), critical=False)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .add_extension(identifier, critical=False)
+        .sign(signer, hashes.SHA256())
+    )
+    return Identity(certificate, key)
+
+
+APP = """
+import asyncio, logging, sys
+from fastapi import FastAPI
+from medqua.serve import metrics, server, service, settings
+
+app = FastAPI()
+app.state.service = service.Service(settings.Settings())
+
+@app.get("/slow")
+async def slow() -> str:
+    await asyncio.sleep(2)
+    return "answered"
+
+@app.get("/draining")
+async def draining() -> bool:
+    return app.state.service.draining
+
+metrics.log.addHandler(logging.StreamHandler())
+metrics.log.setLevel("INFO")
+metrics.log.handlers[0].setFormatter(logging.Formatter("%(told)s"))
+listen = settings.Listen(port=0, **{k: settings.Path(v) for k, v in
+                                    (word.split("=") for word in sys.argv[1:])})
+server.HEAD_SECONDS = 1.0
+server.serve(app, settings.Settings(listen=listen))
+"""
+
+
+@contextmanager
+def running(*words: str) -> Iterator[tuple[int, subprocess.Popen]]:
+    """A server in a process of its own, and its port."""
+    command = [sys.executable, "-c", APP, *words]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        told = ""
+        for line in process.stderr:
+            told += line
+            if "port" in line:
+                break
+        try:
+            yield json.loads(line.replace("'", '"'))["port"], process
+        except ValueError:
+            raise RuntimeError(told + process.stderr.read()) from None
+        finally:
+            process.terminate()
+            process.wait(20)
+
+
+@dataclass
+class Secured:
+    """A server that wants certificates, and what its clients have."""
+
+    url: str
+    folder: Path
+
+
+@pytest.fixture(scope="module")
+def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
+    folder = tmp_path_factory.mktemp("secured")
+    authority = issue("authority")
+    authorities, _ = authority.write(folder, "authority")
+    certificate, key = issue("service", authority).write(folder, "service")
+    issue("client", authority).write(folder, "client")
+    issue("stranger").write(folder, "stranger")
+    words = {"certificate": certificate, "private_key": key, "client_authorities": authorities}
+    with running(*(f"{key}={path}" for key, path in words.items())) as (port, _):
+        yield Secured(f"https://127.0.0.1:{port}", folder)
+
+
+def context(secured: Secured, client: str | None, authority: str = "authority") -> ssl.SSLContext:
+    made = ssl.create_default_context(cafile=str(secured.folder / f"{authority}.pem"))
+    if client is not None:
+        made.load_cert_chain(secured.folder / f"{client}.pem", secured.folder / f"{client}.key")
+    return made
+
+
+def test_a_client_of_the_authority_is_served(secured: Secured):
+    trusted = context(secured, "client")
+    with httpx.Client(base_url=secured.url, verify=trusted, timeout=60) as client:
+        assert client.get("/draining").json() is False
+
+
+@pytest.mark.parametrize("client", [None, "stranger"])
+def test_a_client_without_its_certificate_is_not(secured: Secured, client: str | None):
+    with (
+        httpx.Client(base_url=secured.url, verify=context(secured, client), timeout=60) as asking,
+        pytest.raises(httpx.TransportError),
+    ):
+        asking.get("/draining")
+
+
+def test_a_service_of_another_authority_is_not_believed(secured: Secured):
+    with (
+        httpx.Client(base_url=secured.url, verify=context(secured, "client", "stranger")) as client,
+        pytest.raises(httpx.ConnectError, match=r"(?i)certificate verify failed"),
+    ):
+        client.get("/draining")
+
+
+def test_plain_text_is_not_answered(secured: Secured):
+    plain = secured.url.replace("https://", "http://")
+    with pytest.raises(httpx.TransportError):
+        httpx.get(f"{plain}/draining", timeout=20)
+
+
+def test_a_head_that_does_not_end_is_cut():
+    """Also one that dribbles, and one on a connection that has been answered before."""
+    with running() as (port, _):
+
+        def dribble(used: bool) -> float:
+            with socket.create_connection(("127.0.0.1", port), 20) as client:
+                if used:
+                    client.sendall(b"GET /draining HTTP/1.1\r\nHost: localhost\r\n\r\n")
+                    assert client.recv(4096).startswith(b"HTTP/1.1 200")
+                start = time.monotonic()
+                client.settimeout(0.1)
+                while time.monotonic() < start + 20:
+                    try:
+                        client.sendall(b"GET /draining HTTP/1.1\r\n" if used else b"X")
+                        if not client.recv(4096):
+                            break
+                    except TimeoutError:
+                        continue
+                    except OSError:
+                        break
+                return time.monotonic() - start
+
+        with ThreadPoolExecutor(2) as threads:
+            took = list(threads.map(dribble, (False, True)))
+        assert all(seconds < 10 for seconds in took), took
+        answer = httpx.get(f"http://127.0.0.1:{port}/slow", timeout=20)
+        assert answer.json() == "answered"  # longer than a head may take
