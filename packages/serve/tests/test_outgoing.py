@@ -1,6 +1,8 @@
 """What is owed reaches the outbox once, whatever ends in between."""
 
 import asyncio
+import hashlib
+import json
 import os
 import signal
 import socket
@@ -17,8 +19,9 @@ from pydicom import dcmread
 from medqua.core.errors import ConfigError, ImageError
 from medqua.core.findings import CHEXPERT_NAMES, Calibration, name_findings
 from medqua.serve.archive import Part
+from medqua.serve.audit import AuditLog, verify
 from medqua.serve.clerk import Clerk, ReportError, grounds_of, report_of
-from medqua.serve.incoming import Inbox
+from medqua.serve.incoming import Audited, Inbox
 from medqua.serve.jobs import JobStore
 from medqua.serve.outgoing import Outgoing
 from medqua.serve.pacs import SpoolError
@@ -71,9 +74,17 @@ async def test_a_report_is_in_the_outbox_once_though_it_is_written_twice(
     [task] = store.waiting(9)
     grounds = await clerk.do(grounds_of, image, {"bundle": "ab"}, "MedQua", WHEN)
     assert store.answer(task, ANSWER, grounds)
-    outgoing = Outgoing(settings, store, clerk)
-    await until(outgoing.outbox.count_waiting)
+    audit = AuditLog(tmp_path / "audit.jsonl")
+    outgoing = Outgoing(settings, store, clerk, audit)
+    await until(lambda: store.counts()[1] == 0)
     await outgoing.close()
+    Audited(inbox, audit).put(image)
+    audit.close()
+    queued, received = map(json.loads, (tmp_path / "audit.jsonl").read_text().splitlines())
+    assert verify(tmp_path / "audit.jsonl") == 2
+    assert (queued["action"], received["action"]) == ("report to outbox", "C-STORE")
+    assert queued["request_id"] == received["request_id"]
+    assert received["what"] == [hashlib.sha256(image).hexdigest()]
     [name] = outgoing.outbox.waiting()
     store._db.execute("UPDATE files SET owes = 1")  # as after a kill before it was noted as paid
     outgoing = Outgoing(settings, store, clerk)

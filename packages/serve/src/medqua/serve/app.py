@@ -22,8 +22,9 @@ from medqua.core.errors import ConfigError, MedQuaError
 from medqua.serve import findings, health, inference_protocol, job_routes, stow
 from medqua.serve.audit import AuditLog
 from medqua.serve.batcher import OverloadError
+from medqua.serve.dimse import Keeps
 from medqua.serve.guard import Guard, problem
-from medqua.serve.incoming import Inbox, open_door, waker
+from medqua.serve.incoming import Audited, Inbox, open_door, waker
 from medqua.serve.jobs import JobStore
 from medqua.serve.metrics import log
 from medqua.serve.outgoing import Outgoing
@@ -115,7 +116,7 @@ async def _open_doors(service: Service, reader: Reader) -> None:
     if store is None:
         return
     if settings.archive.named:
-        service.outgoing = Outgoing(settings, store, service.clerk)
+        service.outgoing = Outgoing(settings, store, service.clerk, service.audit)
         service.metrics.watch_outgoing(service.outgoing)
         service.clerk.start()
     keep = 3600 * settings.storage.keep_hours
@@ -125,7 +126,10 @@ async def _open_doors(service: Service, reader: Reader) -> None:
     if service.outgoing is not None:
         service.inbox = Inbox(store, waker(service.runner.wake))
         if settings.door.peers:
-            service.door = open_door(service.inbox, settings)
+            kept: Keeps = service.inbox
+            if service.audit is not None:
+                kept = Audited(service.inbox, service.audit)
+            service.door = open_door(kept, settings)
             told = {"host": settings.door.host, "port": service.door.port}
             log.info("door open", extra={"told": told})
 

@@ -4,9 +4,9 @@ import asyncio
 import hashlib
 from collections.abc import Callable
 
-from medqua.core.errors import ConfigError
 from medqua.serve.archive import Part
-from medqua.serve.dimse import StorePort, StorePortOptions
+from medqua.serve.audit import AuditLog
+from medqua.serve.dimse import Keeps, StorePort, StorePortOptions
 from medqua.serve.jobs import JobStore, SpoolFullError
 from medqua.serve.pacs import SpoolError
 from medqua.serve.settings import Settings
@@ -55,7 +55,29 @@ class Inbox:
         return job.id
 
 
-def open_door(inbox: Inbox, settings: Settings) -> StorePort:
+class Audited:
+    """The inbox behind the door for C-STORE: what comes in stands in the audit log.
+
+    Args:
+        inbox: Where it goes.
+        audit: The log.
+    """
+
+    def __init__(self, inbox: Inbox, audit: AuditLog) -> None:
+        self._inbox, self._audit = inbox, audit
+
+    def put(self, data: bytes) -> str:
+        """Keep an object, and note its hash beside its job."""
+        job = self._inbox.put(data)
+        self._audit.record(
+            who=OWNER, request_id=job, action="C-STORE",
+            what=[hashlib.sha256(data).hexdigest()], outcome=[0],
+            result=hashlib.sha256(job.encode()).hexdigest(),
+        )  # fmt: skip
+        return job
+
+
+def open_door(inbox: Keeps, settings: Settings) -> StorePort:
     """Listen for C-STORE.
 
     Raises:
@@ -78,13 +100,3 @@ def waker(wake: Callable[[], None]) -> Callable[[], None]:
             loop.call_soon_threadsafe(wake)
 
     return call
-
-
-def need_archive(settings: Settings) -> None:
-    """Refuse to take images in where nobody would get their reports.
-
-    Raises:
-        ConfigError: No archive is named.
-    """
-    if not settings.archive.named:
-        raise ConfigError("no archive is named to which reports go: set archive.url or .host")

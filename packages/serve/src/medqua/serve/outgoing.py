@@ -7,12 +7,14 @@ written from what was kept with the answer: again after a crash, it is the same 
 """
 
 import asyncio
+import hashlib
 import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from medqua.core.errors import ConfigError, ImageError
+from medqua.serve.audit import AuditLog
 from medqua.serve.clerk import Clerk, ReportError, objects_of
 from medqua.serve.delivery import Courier, Retry, Send
 from medqua.serve.dicomweb import DicomWebArchive
@@ -62,13 +64,16 @@ class Outgoing:
         settings: The archive, and the spool in which the outbox is.
         store: Knows what is owed.
         clerk: Writes reports.
+        audit: Told what was put into the outbox.
 
     Raises:
         ConfigError: The archive's token is nowhere.
         SpoolError: The outbox cannot be used.
     """
 
-    def __init__(self, settings: Settings, store: JobStore, clerk: Clerk) -> None:
+    def __init__(
+        self, settings: Settings, store: JobStore, clerk: Clerk, audit: AuditLog | None = None
+    ) -> None:
         archive, storage = settings.archive, settings.storage
         if storage.spool is None:
             raise ConfigError("an archive needs storage.spool")
@@ -76,7 +81,7 @@ class Outgoing:
         self.outbox = Spool(storage.spool / "outbox", storage.spool_bytes)
         self.unwritten = 0
         """Reports that could not be written."""
-        self._store, self._clerk = store, clerk
+        self._store, self._clerk, self._audit = store, clerk, audit
         self._key_object = settings.report.key_object
         self._wake = asyncio.Event()
         retry = Retry(archive.attempts, archive.first_pause, archive.longest_pause)
@@ -133,6 +138,13 @@ class Outgoing:
                 log.error("report given up", extra={"told": which})
                 objects, self.unwritten = [], self.unwritten + 1
         await self.put([data for _, data in objects])
+        if self._audit is not None:
+            await asyncio.to_thread(
+                self._audit.record,
+                who="archive", request_id=debt.job, action="report to outbox",
+                what=[debt.answer["sha256"]], outcome=[debt.answer["status"]],
+                result=hashlib.sha256(b"".join(data for _, data in objects)).hexdigest(),
+            )  # fmt: skip
         await asyncio.to_thread(self._store.paid, debt)
 
 
