@@ -1,10 +1,11 @@
-"""What stands between the network and the app: certificates and slow heads.
+"""What stands between the network and the app: certificates, slow heads, the end.
 
 The app behind it is a small one, so that no model has to start.
 """
 
 import ipaddress
 import json
+import signal
 import socket
 import ssl
 import subprocess
@@ -77,11 +78,17 @@ from medqua.serve import metrics, server, service, settings
 
 app = FastAPI()
 app.state.service = service.Service(settings.Settings())
+under_way = []
 
 @app.get("/slow")
 async def slow() -> str:
+    under_way.append(1)
     await asyncio.sleep(2)
     return "answered"
+
+@app.get("/under-way")
+async def count() -> int:
+    return len(under_way)
 
 @app.get("/draining")
 async def draining() -> bool:
@@ -200,3 +207,24 @@ def test_a_head_that_does_not_end_is_cut():
         assert all(seconds < 10 for seconds in took), took
         answer = httpx.get(f"http://127.0.0.1:{port}/slow", timeout=20)
         assert answer.json() == "answered"  # longer than a head may take
+
+
+def test_the_end_answers_who_is_under_way_and_takes_no_others():
+    with running() as (port, process), ThreadPoolExecutor(1) as threads:
+        url = f"http://127.0.0.1:{port}"
+        early = threads.submit(httpx.get, f"{url}/slow", timeout=30)
+        with httpx.Client(base_url=url) as other:
+            assert other.get("/draining").json() is False
+            while not other.get("/under-way").json():
+                time.sleep(0.02)
+            process.send_signal(signal.SIGTERM)
+            told = []
+            try:
+                while True:
+                    told.append(other.get("/draining").json())
+            except httpx.TransportError:
+                pass  # no new connection
+        assert told == sorted(told)  # `/readyz` tells what this tells
+        assert early.result().json() == "answered"
+        process.wait(20)
+        assert "rror" not in process.stderr.read()
