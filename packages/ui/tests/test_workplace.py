@@ -1,0 +1,147 @@
+"""The worklist in a browser: hostile files, comparison, reloads, cancelling, accessibility."""
+
+import re
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+from axe_core_python.sync_playwright import Axe
+
+SAMPLES = Path(__file__).parents[1] / "src/medqua/ui/samples"
+
+
+def test_every_malformed_file_is_told_in_a_sentence_and_the_session_goes_on(
+    app, server, shared_data: Path, tmp_path: Path
+):
+    files = sorted(
+        path
+        for path in (shared_data / "malformed").rglob("*")
+        if path.is_file() and path.suffix not in (".csv", ".md")
+    )
+    assert len(files) > 30
+    given = []
+    for number, path in enumerate(files):  # names must be told apart
+        given.append(tmp_path / f"{number:03d} {path.name}")
+        shutil.copyfile(path, given[-1])
+    app.page.set_input_files("#files input[type=file]", given)
+    app.page.locator("#status", has_text=re.compile(r"opened\.$")).wait_for(timeout=300_000)
+    told = app.page.locator("#status").inner_text()
+    counts = [int(n) for n in re.findall(r"(\d+) (?:stud|file)", told)]
+    assert sum(counts) == len(given)
+    app.page.wait_for_timeout(1500)
+    opened = app.page.locator("#studies label").all_inner_texts()
+    refused = app.page.locator("#refusals li").all_inner_texts()
+    assert len(opened) + len(refused) == len(given)
+    reasons = [text.split("\n", 1)[1] for text in refused]
+    for reason in reasons:
+        assert re.fullmatch(r"[A-Z\"'(].{15,}\.", reason, re.DOTALL), reason
+        assert not re.search(r"Traceback|Error\b|0x[0-9a-f]{6}|/tmp/|\bNone\b", reason), reason
+    app.page.get_by_role("button", name="Close all studies").click()
+    app.page.locator("#studies label").first.wait_for(state="detached")
+    app.drop(SAMPLES / "phantom-lateral.dcm")
+    assert app.shown()
+    assert not list(server.root.rglob("*.part"))
+
+
+def test_two_studies_stand_side_by_side_and_say_whether_they_are_of_one_patient(app):
+    one, two = SAMPLES / "phantom-pa-effusion.dcm", SAMPLES / "phantom-lateral.dcm"
+    app.drop(one, two)
+    app.shown()
+    app.page.get_by_role("button", name=re.compile("^Compare")).first.click()
+    beside = app.page.locator("#beside")
+    beside.wait_for()
+    frame = app.page.frame_locator("#beside iframe")
+    frame.locator("html[data-study]").wait_for(state="attached")
+    other = frame.locator("html").get_attribute("data-study")
+    main = app.page.frame_locator("#viewer").locator("html").get_attribute("data-study")
+    assert other != main
+    assert "not known to be of the same patient" in beside.inner_text()
+    beside.get_by_role("button", name="Stop comparing").click()
+    beside.wait_for(state="detached")
+
+
+def test_filters_leave_what_fits(app):
+    app.drop(SAMPLES / "phantom-pa-effusion.dcm", SAMPLES / "phantom-lateral.dcm")
+    labels = app.page.locator("#studies label")
+    labels.nth(1).wait_for()
+    app.page.locator("#search").fill("lateral")
+    labels.nth(1).wait_for(state="detached")
+    assert "phantom-lateral" in labels.inner_text()
+    app.page.locator("#search").fill("nothing like it")
+    app.page.get_by_text("No study fits the filter.").wait_for()
+
+
+def test_a_cancelled_upload_leaves_nothing_and_the_next_one_works(app, server, tmp_path: Path):
+    large = tmp_path / "large.zip"
+    with large.open("wb") as file:
+        file.truncate(400 << 20)
+    app.page.context.route("**/never", lambda route: route.abort())
+    app.page.set_input_files("#files input[type=file]", [large])
+    app.page.get_by_role("button", name="Cancel").click()
+    app.page.locator("#status", has_text=re.compile("cancelled|not opened")).wait_for()
+    deadline = time.monotonic() + 20
+    while list(server.root.rglob("*.part")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not list(server.root.rglob("*.part"))
+    app.drop(SAMPLES / "phantom-lateral.dcm")
+    assert app.shown()
+
+
+def test_two_tabs_and_a_reload_while_files_come_in_mix_nothing_up(app, tmp_path: Path):
+    files = []
+    for number in range(6):
+        files.append(tmp_path / f"{number}.dcm")
+        shutil.copyfile(SAMPLES / "phantom-lateral.dcm", files[-1])
+    second = app.page.context.new_page()
+    second.goto(app.page.url)
+    second.wait_for_selector("#files input[type=file]", state="attached")
+    app.page.set_input_files("#files input[type=file]", files)
+    app.page.locator("#studies label").first.wait_for()
+    app.page.reload()
+    app.page.locator("#studies label").first.wait_for()
+    app.page.wait_for_timeout(1500)
+    texts = app.page.locator("#studies label").all_inner_texts()
+    assert 1 <= len(texts) == len(set(texts))
+    second.locator("#studies label").nth(len(texts) - 1).wait_for(timeout=15_000)
+    assert sorted(second.locator("#studies label").all_inner_texts()) == sorted(texts)
+    app.drop(SAMPLES / "phantom-pa-effusion.dcm")
+    assert app.shown()
+    second.close()
+
+
+def serious(page) -> list[tuple[str, list[str]]]:
+    """Return axe's serious and critical findings, with the parts that they are of."""
+    found = Axe().run(page)
+    return [
+        (violation["id"], [str(node["target"]) for node in violation["nodes"]][:5])
+        for violation in found["violations"]
+        if violation["impact"] in ("serious", "critical")
+    ]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_serious_in_the_main_states(app, scheme: str):
+    app.page.emulate_media(color_scheme=scheme)
+    app.page.goto(f"{app.page.url}?__theme={scheme}")
+    app.page.wait_for_selector("#files input[type=file]", state="attached")
+    app.page.locator("#viewer").wait_for()
+    assert serious(app.page) == []
+    app.drop(SAMPLES / "phantom-pa-effusion.dcm", SAMPLES / "phantom-lateral.dcm")
+    app.shown()
+    app.page.wait_for_timeout(500)
+    assert serious(app.page) == []
+    for tab in ("Header", "Out", "Help"):
+        app.page.get_by_role("tab", name=tab).click()
+        app.page.wait_for_timeout(300)
+        assert serious(app.page) == [], tab
+
+
+def test_the_worklist_is_worked_by_keys_alone(app):
+    app.drop(SAMPLES / "phantom-pa-effusion.dcm", SAMPLES / "phantom-lateral.dcm")
+    first = app.shown()
+    app.page.locator("#studies input:checked").focus()
+    app.page.keyboard.press("ArrowDown")
+    app.viewer.wait_for_selector(f"html[data-study]:not([data-study='{first}'])", state="attached")
+    focused = app.page.evaluate("() => document.activeElement.closest('#studies') !== null")
+    assert focused
