@@ -8,6 +8,7 @@ import asyncio
 import socket
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import h11
 import uvicorn
@@ -33,7 +34,7 @@ class _Protocol(H11Protocol):
 
     _cut: asyncio.TimerHandle | None = None
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
         self._watch()
 
