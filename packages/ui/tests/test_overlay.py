@@ -121,15 +121,15 @@ def seen(page: Page, viewer: Frame) -> np.ndarray:
 
 
 def away(picture: np.ndarray, reference: np.ndarray) -> float:
-    """Share of the pixels that are like the reference at no place within one pixel."""
+    """Share of the pixels that no blend of the reference within one pixel explains.
+
+    Where the picture's edge cuts a pixel of the screen, that pixel is a blend of both sides.
+    """
     rows, columns = picture.shape[0] - 2, picture.shape[1] - 2
+    around = [reference[i : i + rows, j : j + columns] for i in range(3) for j in range(3)]
+    low, high = np.min(around, axis=0) - 8, np.max(around, axis=0) + 8  # 52 anchors a colour map
     middle = picture[1:-1, 1:-1]
-    gaps = [
-        np.abs(middle - reference[i : i + rows, j : j + columns]).max(-1)
-        for i in range(3)
-        for j in range(3)
-    ]
-    return float((np.min(gaps, axis=0) > 8).mean())  # the browser's table has 52 anchors
+    return float(((middle < low) | (middle > high)).any(-1).mean())
 
 
 POSES = {
@@ -166,9 +166,9 @@ def test_the_gates_lie_on_the_picture_to_one_pixel(
         picture = seen(app.page, viewer)
         pose = viewer.evaluate("() => viewer.pose")
         reference = expected(colours, bundle.image, size, picture.shape[:2], pose)
-        assert away(picture, reference) < 2e-4, name  # the frame's round corners
+        assert away(picture, reference) < 1e-3, name  # the frame, the edge
         shifted = np.roll(reference, 2, axis=(0, 1))
-        assert away(picture, shifted) > 1e-3, name  # the test would see two pixels
+        assert away(picture, shifted) > 3e-3, name  # the test would see two pixels
 
 
 def test_depth_leaves_tokens_clear_that_were_not_routed(
