@@ -83,7 +83,7 @@ def test_a_run_leaves_figures_page_pictures_and_texts(done):
     assert len(texts) == metrics["test"]["images"]
     assert texts["reference"][0].split()[0] in page
     assert json.loads((folder / "run.json").read_text())["state"] == "complete"
-    assert len(Bundle.load(folder / "bundle").labels) == 14
+    assert len(Bundle.open(folder / "bundle").labels) == 14
 
 
 def test_texts_of_patients_are_not_in_the_page(tree: Path, tmp_path: Path):
