@@ -68,9 +68,7 @@ def test_nothing_is_routed_without_the_path_and_nobody_listens_afterwards(
     assert hooks == [len(m._forward_hooks) for m in bundle.classifier.modules()]
 
 
-def test_a_file_is_explained_by_the_pass_that_named_its_findings(
-    bundle: Bundle, image: np.ndarray
-):
+def test_a_file_is_explained_by_the_pass_that_named_its_findings(bundle: Bundle, image: np.ndarray):
     with Decoder() as decoder:
         told = explain_file(bundle, SAMPLE, decoder)
         refused = explain_file(bundle, ("a.dcm", b"no image"), decoder)
