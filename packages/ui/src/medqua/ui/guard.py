@@ -43,6 +43,12 @@ Kind = Literal["login", "asset", "ours", "event", "closed"]
 
 _OURS = ("/state", "/worklist", "/export/", "/viewer/studies/", "/viewer/quantum/")
 _ASSETS = ("/assets/", "/static/", "/svelte/", "/theme.css", "/favicon.ico", "/manifest.json")
+_LOGIN = {
+    "/login": ("GET", "POST"),
+    "/login/start": ("GET",),
+    "/login/callback": ("GET",),
+    "/logout": ("POST",),
+}
 _GRADIO = {
     "/": ("GET", "HEAD"),
     "/config": ("GET",),
@@ -56,8 +62,8 @@ _HEARTBEAT = re.compile(r"/gradio_api/heartbeat/([A-Za-z0-9_-]{1,64})")
 
 def kind_of(method: str, path: str) -> Kind:
     """Tell what a request is for; `closed` is answered 404 to everyone."""
-    if path == "/login" or path.startswith("/login/") or path == "/logout":
-        return "login"
+    if path in _LOGIN:  # Gradio has routes of these names for other methods
+        return "login" if method in _LOGIN[path] else "closed"
     if path.startswith(_OURS):
         return "ours"
     if path.startswith(("/viewer/", "/page/", *_ASSETS)):

@@ -112,7 +112,7 @@ class Passwords:
         self._read()
         self._nobody = make_entry("nobody", secrets.token_urlsafe(), "view").split(":")[2]
 
-    def wait(self, name: str, client: str, failed: int = 0) -> float:
+    def wait(self, name: str, client: str, failed: float = 0.0) -> float:
         """Return 0, or the seconds after which this client may try again.
 
         Args:

@@ -110,7 +110,7 @@ class Doors:
             return self._html(f"Too many tries. Wait {max(1, round(seconds))} seconds.", 429)
         user = await run_in_threadpool(self._passwords.check, name, password)
         if user is None:
-            self._passwords.wait(name, client, failed=1)
+            self._passwords.wait(name, client, failed=1.0)
             await run_in_threadpool(self._told, "login failed", "unknown", client)
             return self._html("User and password do not belong together.", 401)
         return await self._begin(request, user, RedirectResponse("/", 303))
