@@ -17,7 +17,7 @@ def scripts() -> dict[str, set[str]]:
     return {name: set(env.get("scripts", {})) for name, env in environments.items()}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_commands_on_a_page_exist(page: Path, scripts: dict[str, set[str]]):
     for first, second in COMMAND.findall(page.read_text()):
         environment, script = (first, second) if second else ("default", first)
@@ -32,7 +32,7 @@ def test_readme_shows_the_two_commands():
     assert "hatch run test" in text
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_local_links_lead_somewhere(page: Path):
     for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", page.read_text()):
         if not target.startswith(("http://", "https://", "mailto:")):

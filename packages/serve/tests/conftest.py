@@ -1,9 +1,12 @@
 """A small bundle, built once."""
 
 import csv
+import gc
 import os
 import subprocess
 import sys
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -90,3 +93,12 @@ def export_folder(
         if not folder.exists():
             subprocess.run([sys.executable, *command], check=True)
     return folder
+
+
+@pytest.fixture(scope="module")
+def refused_connections() -> Iterator[None]:
+    """Collect, with their module, the sockets that pynetdicom leaves where nobody listens."""
+    yield
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()

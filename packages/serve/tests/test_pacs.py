@@ -40,7 +40,10 @@ from medqua.serve.report import ReportOptions, build_report, to_bytes
 from medqua.serve.spool import Spool
 
 # pynetdicom leaves the socket of a refused connection to the garbage collector
-pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning"),
+    pytest.mark.usefixtures("refused_connections"),
+]
 
 CR = "1.2.840.10008.5.1.4.1.1.1"
 NAME = "Fictitious^Ada"

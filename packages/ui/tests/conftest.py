@@ -31,11 +31,18 @@ class Watch:
     address: str
     external: list[str] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
+    _left: bool = False
 
     def on(self, page: Page) -> None:
         page.on("request", lambda request: self._request(request.url))
-        page.on("console", lambda text: text.type == "error" and self.errors.append(text.text))
+        page.on("console", lambda text: text.type == "error" and self._error(text.text))
         page.on("pageerror", lambda error: self.errors.append(str(error)))
+
+    def _error(self, text: str) -> None:
+        if text.startswith("AbortError: signal is aborted without reason"):
+            self._left = True  # Gradio's own event stream, where a page is left or loaded again
+        elif not (self._left and "Connection errored out" in text):
+            self.errors.append(text)
 
     def _request(self, url: str) -> None:
         if not url.startswith((self.address, "data:", "blob:")):

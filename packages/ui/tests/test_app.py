@@ -108,10 +108,9 @@ def test_nothing_but_the_page_answers_without_a_session(server, path: str):
     assert status(server.address + path) == 403
 
 
-def test_the_viewers_policy_allows_nothing_from_elsewhere_and_no_inline_code(server):
-    with urlopen(server.address + "viewer/index.html") as answer:
-        policy = answer.headers["Content-Security-Policy"]
-        page = answer.read().decode()
+def test_the_viewers_policy_allows_nothing_from_elsewhere_and_no_inline_code(app, server):
+    answer = app.page.request.get(server.address + "viewer/index.html")
+    policy, page = answer.headers["content-security-policy"], answer.text()
     assert "default-src 'none'" in policy
     assert "unsafe" not in policy
     assert not re.search(r"<script(?![^>]*src=)|\son\w+=|style=", page)

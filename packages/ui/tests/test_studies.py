@@ -11,9 +11,8 @@ from PIL import Image
 from medqua.core.errors import ConfigError
 from medqua.core.vision.image import Decoder
 from medqua.ui.audit import AuditLog
-from medqua.ui.findings import Reading, Row
 from medqua.ui.intake import take_in
-from medqua.ui.pieces import findings, tag_table
+from medqua.ui.pieces import tag_table
 from medqua.ui.studies import Refusal, Sessions, Study
 
 DESCRIPTION = {
@@ -129,11 +128,3 @@ def test_masked_values_are_neither_shown_nor_found():
     assert "Doe" not in tag_table(rows, "", revealed=False)
     assert "0 of 2" in tag_table(rows, "doe", revealed=False)
     assert "Doe&lt;b&gt;" in tag_table(rows, "doe", revealed=True)
-
-
-def test_findings_are_sorted_and_escaped_beside_the_classical_ones():
-    rows = (Row("A<", 0.2, 0.25), Row("B", 0.9, 0.9))
-    text = findings(Reading(rows, "", ("a <note>",), {"Bundle": "x"}, 1.0))
-    assert text.index("B</th>") < text.index("A&lt;</th>")
-    assert "-5.0" in text
-    assert "a &lt;note&gt;" in text

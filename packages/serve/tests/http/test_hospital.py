@@ -33,7 +33,10 @@ NESTED = (
 )
 
 # pynetdicom leaves the socket of a refused connection to the garbage collector
-pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning"),
+    pytest.mark.usefixtures("refused_connections"),
+]
 
 
 def free_port() -> int:
