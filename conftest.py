@@ -48,8 +48,8 @@ class Orthanc:
     """A running Orthanc."""
 
     def __init__(self, http: int, dicom: int) -> None:
-        from medqua.serve.dicomweb import DicomWebArchive
-        from medqua.serve.dimse import DimseArchive
+        from medqua.serve.pacs.dicomweb import DicomWebArchive
+        from medqua.serve.pacs.dimse import DimseArchive
 
         self.http, self.dicom = http, dicom
         self.web = DicomWebArchive(f"http://127.0.0.1:{http}/dicom-web")

@@ -11,7 +11,7 @@ from pydicom.uid import generate_uid
 from medqua.core import Bundle, ImageSpec, read_image
 from medqua.core.vision.image import Decoder
 from medqua.core.vision.processor import build_inputs
-from medqua.serve.pipeline import predict_files
+from medqua.serve.inference.pipeline import predict_files
 from medqua.train.data.dataset import Collator, RadiographDataset
 from medqua.train.data.images import FolderStore
 

@@ -14,7 +14,7 @@ from pydicom.sequence import Sequence
 
 from medqua.core.errors import ConfigError, ImageError
 from medqua.core.findings.result import Finding, Findings
-from medqua.serve.pacs import PacsUnreachableError
+from medqua.serve.pacs.errors import PacsUnreachableError
 from medqua.ui.archive import Archive
 from medqua.ui.audit import AuditLog
 from medqua.ui.deidentify import deidentify

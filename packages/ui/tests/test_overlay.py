@@ -19,7 +19,7 @@ from playwright.sync_api import Frame, Page
 from medqua.core.model.bundle import Bundle
 from medqua.core.vision.image import ImageSpec, decode_image, fit
 from medqua.serve.demo import DEMO
-from medqua.serve.explain import Occlusion, Routes, occlusion, routes
+from medqua.serve.inference.explain import Occlusion, Routes, occlusion, routes
 
 CELL = 28
 """Side of a visual token in the model's image, in pixels: patch 14, merged two by two."""

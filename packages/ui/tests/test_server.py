@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from medqua.core.errors import ConfigError
-from medqua.serve.batcher import BATCH_TOLERANCE
 from medqua.serve.demo import DEMO
+from medqua.serve.processes.batcher import BATCH_TOLERANCE
 from medqua.ui.findings import BundleReader
 from medqua.ui.server import Credentials, EngineUnavailableError, ServerReader
 

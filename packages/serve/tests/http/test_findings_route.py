@@ -9,7 +9,7 @@ import pytest
 
 from medqua.core.model import Bundle
 from medqua.serve.audit import verify
-from medqua.serve.batcher import BATCH_TOLERANCE
+from medqua.serve.processes.batcher import BATCH_TOLERANCE
 
 
 def test_many_files_each_with_its_own_status(

@@ -22,7 +22,7 @@ from pydicom.uid import generate_uid
 from pynetdicom import AE
 
 from medqua.serve.demo import DEMO
-from medqua.serve.identity import is_own
+from medqua.serve.objects.identity import is_own
 
 PAGE = Path(__file__).parents[4] / "docs" / "pacs.md"
 SR = "1.2.840.10008.5.1.4.1.1.88.34"

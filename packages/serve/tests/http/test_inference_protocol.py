@@ -7,7 +7,7 @@ import tritonclient.http as triton
 
 from medqua.core.model import Bundle
 from medqua.core.vision.image import read_image
-from medqua.serve.batcher import BATCH_TOLERANCE
+from medqua.serve.processes.batcher import BATCH_TOLERANCE
 
 
 @pytest.fixture

@@ -74,7 +74,8 @@ def issue(name: str, authority: Identity | None = None) -> Identity:
 APP = """
 import asyncio, logging, sys
 from fastapi import FastAPI
-from medqua.serve import metrics, server, service, settings
+from medqua.serve import settings
+from medqua.serve.http import metrics, server, service
 
 app = FastAPI()
 app.state.service = service.Service(settings.Settings())

@@ -20,8 +20,8 @@ from medqua.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from medqua.core.model.bundle import Bundle
-    from medqua.serve.pipeline import Result
-    from medqua.serve.session import SessionOptions
+    from medqua.serve.inference.pipeline import Result
+    from medqua.serve.inference.session import SessionOptions
 
 app = typer.Typer(
     help="Read radiographs with a trained bundle. Research use only, not for diagnosis.",
@@ -79,8 +79,8 @@ def predict(
     """
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")  # read by PEFT
     from medqua.serve.demo import model_and_files
-    from medqua.serve.pipeline import Provenance, predict_files
-    from medqua.serve.session import ServingSession, is_export
+    from medqua.serve.inference.pipeline import Provenance, predict_files
+    from medqua.serve.inference.session import ServingSession, is_export
     from medqua.serve.sources import expand
 
     model, files = model_and_files(paths)
@@ -141,9 +141,9 @@ def _session_options(
     on_loss: str,
 ) -> "SessionOptions":
     """Return the options of an export that the command line names."""
-    from medqua.serve.quantum import QuantumOptions
-    from medqua.serve.results import on_loss_of
-    from medqua.serve.session import SessionOptions
+    from medqua.serve.inference.quantum import QuantumOptions
+    from medqua.serve.inference.results import on_loss_of
+    from medqua.serve.inference.session import SessionOptions
 
     quantum = QuantumOptions(target, shots, seed, on_loss=on_loss_of(on_loss))
     return SessionOptions(device, batch_size=batch_size, single=single, quantum=quantum)
@@ -221,9 +221,9 @@ def serve_app(
     from medqua.serve.demo import model_and_settings
 
     model, _, overrides = model_and_settings(words or (), 0)  # before what takes time to import
-    from medqua.serve.app import create_app
-    from medqua.serve.metrics import log_to_stderr
-    from medqua.serve.server import serve
+    from medqua.serve.http.app import create_app
+    from medqua.serve.http.metrics import log_to_stderr
+    from medqua.serve.http.server import serve
     from medqua.serve.settings import Settings
 
     settings = Settings.load(config, overrides)
@@ -235,7 +235,7 @@ def serve_app(
 @app.command()
 def key() -> int:
     """Make an API key: print it, and the SHA-256 by which settings know it."""
-    from medqua.serve.security import new_key
+    from medqua.serve.http.security import new_key
 
     secret, digest = new_key()
     print(f"key     {secret}\nsha256  {digest}")
@@ -272,8 +272,8 @@ def batch(
     import asyncio
 
     from medqua.serve.demo import model_and_settings
-    from medqua.serve.offline import run_batch
-    from medqua.serve.progress import batch_progress
+    from medqua.serve.offline.progress import batch_progress
+    from medqua.serve.offline.run import run_batch
     from medqua.serve.settings import Settings
 
     model, (source, output), overrides = model_and_settings(words, 2)

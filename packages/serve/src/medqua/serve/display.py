@@ -8,8 +8,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from medqua.core.console import console
-from medqua.serve.manifest import ExportManifest
-from medqua.serve.pipeline import Provenance, Result
+from medqua.serve.inference.manifest import ExportManifest
+from medqua.serve.inference.pipeline import Provenance, Result
 
 LABEL_WIDTH, FILE_WIDTH = 30, 14
 

@@ -12,7 +12,7 @@ from starlette.concurrency import run_in_threadpool
 
 from medqua.core.errors import ConfigError
 from medqua.core.vision.image import Decoder
-from medqua.serve.pacs import SpoolError
+from medqua.serve.pacs.errors import SpoolError
 from medqua.ui import workplace
 from medqua.ui.archive import Archive
 from medqua.ui.audit import AuditLog, default_log

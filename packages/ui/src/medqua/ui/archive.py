@@ -15,8 +15,8 @@ from urllib.parse import quote, urlencode, urlsplit
 import requests
 
 from medqua.core.errors import ConfigError
-from medqua.serve.identity import is_uid
-from medqua.serve.pacs import (
+from medqua.serve.objects.identity import is_uid
+from medqua.serve.pacs.errors import (
     PacsGarbledError,
     PacsRejectedError,
     PacsTimeoutError,
@@ -168,7 +168,7 @@ class Archive:
         Raises:
             PacsError: It was not stored.
         """
-        from medqua.serve.dicomweb import DicomWebArchive  # its library takes a second
+        from medqua.serve.pacs.dicomweb import DicomWebArchive  # its library takes a second
 
         send = DicomWebArchive(
             self.url, self._token(), self.authorities, self.connect_seconds, self.read_seconds

@@ -20,9 +20,9 @@ from starlette.routing import BaseRoute, Route
 
 from medqua.core.errors import ImageError
 from medqua.core.vision.image import Decoder, ImageSpec
-from medqua.serve.delivery import Courier
-from medqua.serve.pacs import SpoolError
-from medqua.serve.spool import Spool
+from medqua.serve.pacs.delivery import Courier
+from medqua.serve.pacs.errors import SpoolError
+from medqua.serve.pacs.spool import Spool
 from medqua.ui.archive import Archive
 from medqua.ui.audit import AuditLog
 from medqua.ui.desk import Desk
@@ -166,8 +166,8 @@ class Exports:
         Raises:
             ImageError: The image is none that a report can refer to.
         """
-        from medqua.serve.reference import read_reference  # highdicom takes seconds
-        from medqua.serve.report import ReportOptions, build_report, to_bytes
+        from medqua.serve.objects.reference import read_reference  # highdicom takes seconds
+        from medqua.serve.report.sr import ReportOptions, build_report, to_bytes
 
         if reading.findings is None:
             raise ImageError("there are no findings to report")

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from matplotlib.figure import Figure
 
-from medqua.serve.circuits import Comparison, drawing
+from medqua.serve.inference.circuits import Comparison, drawing
 from medqua.ui.overlay import layer_title
 
 if TYPE_CHECKING:
-    from medqua.serve.explain import LayerRoutes, Routes
+    from medqua.serve.inference.explain import LayerRoutes, Routes
 
 INK, EXACT, TARGET = "#2b4c7e", "#1b1e23", "#b45309"
 

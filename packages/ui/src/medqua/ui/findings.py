@@ -13,7 +13,7 @@ from medqua.core.findings.validation import LabelValidation
 from medqua.core.vision.image import ImageSpec
 
 if TYPE_CHECKING:  # torch and transformers are imported with the model, in the background
-    from medqua.serve.explain import Occlusion, Routes
+    from medqua.serve.inference.explain import Occlusion, Routes
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class BundleReader:
         self._opened.join()
         if self._state:
             return Reading((), self._state, (), {}, 0.0)
-        from medqua.serve.explain import explain_file
+        from medqua.serve.inference.explain import explain_file
 
         with self._lock:
             start = time.perf_counter()
@@ -157,7 +157,7 @@ class BundleReader:
             return None
         from medqua.core.errors import ImageError
         from medqua.core.vision.image import placement
-        from medqua.serve.explain import occlusion
+        from medqua.serve.inference.explain import occlusion
 
         try:
             image = self._decoder.read(content, self._bundle.image).image
@@ -181,7 +181,7 @@ class BundleReader:
         try:
             from medqua.core.model.bundle import Bundle
             from medqua.core.vision.image import Decoder
-            from medqua.serve.pipeline import Provenance
+            from medqua.serve.inference.pipeline import Provenance
 
             self._bundle = Bundle.open(self._folder, device=self._device)
             told = Provenance.of(self._bundle, self._folder)

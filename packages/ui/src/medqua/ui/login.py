@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from medqua.core.errors import ConfigError
-from medqua.serve.security import RateLimit
+from medqua.serve.http.security import RateLimit
 
 Role = Literal["view", "reveal", "export"]
 ROLES: tuple[Role, ...] = get_args(Role)

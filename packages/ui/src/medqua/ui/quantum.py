@@ -6,7 +6,7 @@ from typing import Any
 import gradio as gr
 
 from medqua.core.errors import MedQuaError
-from medqua.serve.circuits import MOST_SHOTS, MOST_TOKENS, CircuitLab, offered
+from medqua.serve.inference.circuits import MOST_SHOTS, MOST_TOKENS, CircuitLab, offered
 from medqua.ui import pieces
 from medqua.ui.findings import Reading
 

@@ -21,7 +21,7 @@ from starlette.routing import BaseRoute, Route
 
 from medqua.core.errors import ConfigError
 from medqua.core.vision.image import Decoder
-from medqua.serve.pacs import PacsError
+from medqua.serve.pacs.errors import PacsError
 from medqua.ui.archive import Archive
 from medqua.ui.audit import AuditLog
 from medqua.ui.desk import Desk, Outcome

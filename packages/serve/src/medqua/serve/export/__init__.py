@@ -26,7 +26,7 @@ from medqua.serve.export.files import (
     check_precision,
     write_graph,
 )
-from medqua.serve.manifest import (
+from medqua.serve.inference.manifest import (
     MANIFEST,
     SCHEMA,
     SEAL,
@@ -34,7 +34,7 @@ from medqua.serve.manifest import (
     ExportManifest,
     write_export,
 )
-from medqua.serve.session import ServingSession, SessionOptions
+from medqua.serve.inference.session import ServingSession, SessionOptions
 
 SINGLE = "single.onnx"
 """Where the single-file graph lies, unless in a Triton model repository."""

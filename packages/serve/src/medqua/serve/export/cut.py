@@ -26,8 +26,8 @@ from medqua.serve.export.graphs import (
     VisionGraph,
     stages_of,
 )
-from medqua.serve.geometry import Geometry, decoder_tables, vision_tables
-from medqua.serve.manifest import AdapterSpec
+from medqua.serve.inference.geometry import Geometry, decoder_tables, vision_tables
+from medqua.serve.inference.manifest import AdapterSpec
 
 LARGEST_TABLE = 10
 """Most qubits whose table goes into a graph: 3^10 numbers for each qubit and depth."""

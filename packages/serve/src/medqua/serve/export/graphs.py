@@ -19,7 +19,7 @@ from medqua.core.quantum.bottleneck import VariationalBottleneck
 from medqua.core.quantum.exact.fourier import split
 from medqua.core.quantum.exact.table import HeisenbergTable
 from medqua.core.vision.patches import PatchSpec
-from medqua.serve.geometry import DecoderTables, VisionTables
+from medqua.serve.inference.geometry import DecoderTables, VisionTables
 
 FAMILY = "qwen2_5_vl"
 """The one family of backbones whose vision tower is written here."""

@@ -24,7 +24,7 @@ from medqua.core.model.bundle import Bundle
 from medqua.core.model.classifier import vision_language_model
 from medqua.core.quantum.bottleneck import VariationalBottleneck
 from medqua.serve.export.validation import Validation
-from medqua.serve.session import ServingSession
+from medqua.serve.inference.session import ServingSession
 
 BATCH = 8
 """Images in one forward pass of either model."""

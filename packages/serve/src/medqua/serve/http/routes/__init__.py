@@ -1,0 +1,1 @@
+"""What may be asked, a module a family of routes."""

@@ -1,0 +1,1 @@
+"""From pixels to findings: the model, its circuits, and where it looked."""

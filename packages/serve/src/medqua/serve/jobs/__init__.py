@@ -1,0 +1,1 @@
+"""Accepted work on disk, who answers it, and what goes out and comes in for it."""

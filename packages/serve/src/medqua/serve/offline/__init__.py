@@ -1,0 +1,1 @@
+"""An archive of files to one table, without a service."""
