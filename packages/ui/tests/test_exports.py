@@ -204,7 +204,7 @@ def test_an_archive_is_searched_fetched_from_and_sent_to(orthanc, named: Dataset
     assert found["uid"] == named.StudyInstanceUID
     assert (found["name"], found["images"]) == (NAME, "1")
     assert archive.search({"patient": "NOBODY"}) == []
-    assert archive.search({"name": "Fict*"}) == archive.search({"name": NAME}) == [found]
+    assert archive.search({"name": NAME[:-3] + "*"}) == archive.search({"name": NAME}) == [found]
     assert archive.search({"patient": "ZZ*", "date": "20260101-20260103"}) == [found]
     (path,) = archive.instances(found["uid"])
     fetched = dcmread(BytesIO(archive.fetch(path)))

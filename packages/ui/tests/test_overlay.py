@@ -220,7 +220,7 @@ def test_occlusion_is_computed_when_asked_for_and_kept_while_paging_maps(
     assert "Pleural Effusion: change when covered" in legend
     assert "percentage points" in legend
     viewer.locator("#overlay-kind").select_option("off")
-    assert viewer.locator("#scale").is_hidden()
+    viewer.locator("#scale").wait_for(state="hidden")
     assert viewer.locator("#overlay").is_hidden()
     viewer.locator("#overlay-kind").select_option("occlusion")
     assert viewer.evaluate("() => Boolean(viewer.overlay.map)")  # at once

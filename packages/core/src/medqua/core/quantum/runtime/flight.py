@@ -138,6 +138,7 @@ class Run:
         async with self._one:
             if self.kept.handle(job) is not None:
                 return True
+            await self._ready()  # first: what ends here was never sent, and is in no doubt
             if self.target.remote:
                 self.kept.intend(job)
             self.submissions += 1
@@ -165,6 +166,17 @@ class Run:
                     self.kept.forget(job)
                 raise
         return False
+
+    async def _ready(self) -> None:
+        """Wait for the CUDA-Q process.
+
+        Raises:
+            ProviderError: It ended before anything was asked of it; to be tried again.
+        """
+        try:
+            await self._worker.start()
+        except ProviderError as error:
+            raise ProviderError(str(error), "retry") from error
 
     async def _fetch(self, k: int, resumed: bool) -> bool:
         """Wait for a job's answer and keep it; submit it anew if it failed meanwhile."""

@@ -34,6 +34,15 @@ class Worker:
         self._last = 0
         self._starting = asyncio.Lock()
 
+    async def start(self) -> asyncio.subprocess.Process:
+        """Return the process when it is ready to be asked, started if there is none.
+
+        Raises:
+            ProviderError: It ended before it was ready.
+        """
+        async with self._starting:
+            return await self._alive()
+
     async def ask(self, verb: str, timeout: float, **fields: object) -> Any:
         """Return the answer to one request.
 
@@ -46,8 +55,7 @@ class Worker:
             ProviderError: The worker answers an error, or dies (`kind` is then `doubt`).
             TimeoutError: No answer in time; the process may be at it still.
         """
-        async with self._starting:
-            process = await self._alive()
+        process = await self.start()
         self._last += 1
         key, future = self._last, asyncio.get_running_loop().create_future()
         self._waiting[key] = future
