@@ -68,6 +68,17 @@ def test_equations_8_and_9() -> None:
     np.testing.assert_allclose(block(x).detach().numpy(), expected, atol=2e-5)
 
 
+def test_relative_residual_is_the_plain_one_in_units_of_the_states() -> None:
+    plain, relative = build(), build(residual="relative")
+    x = hidden(2, 25)
+    x[0, 3] = 0.0  # an empty token has no scale, and takes nothing
+    rms = x.square().mean(-1, keepdim=True).sqrt()
+    torch.testing.assert_close(relative(x), plain(x) * rms)
+    x.requires_grad_()
+    relative(x).sum().backward()
+    assert torch.isfinite(x.grad).all()
+
+
 def test_angles_are_clipped_and_rms_encoding_ignores_scale() -> None:
     block, x = build(encoding="raw"), hidden(1, 30)[0]
     nn.init.normal_(block.encoder.weight, std=10.0)

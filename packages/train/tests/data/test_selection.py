@@ -35,6 +35,24 @@ def test_a_site_is_a_pattern_of_paths_and_conditions_add_up():
     assert any(name.startswith("south/") for name in found.split("test")["image"])
 
 
+def test_a_whole_site_is_tested_on_and_its_patients_are_nowhere_else():
+    whole = manifest()
+    south = set(whole.frame.filter(pl.col("image").str.contains("^south/"))["image"])
+    found = select(whole, ("image~^north/",), ("image~^south/",), whole_site=True)
+    assert set(found.split("test")["image"]) == south
+    patients = set(found.split("test")["patient_id"])
+    assert len(patients) < whole.frame["patient_id"].n_unique()  # a third has images of both sites
+    rest = [found.split("train"), found.split("validate")]
+    assert not patients & {name for part in rest for name in part["patient_id"]}
+    assert all(name.startswith("north/") for part in rest for name in part["image"])
+    assert found.source.endswith("tested on image~^south/, all of it")
+
+
+def test_a_whole_site_without_a_name_is_refused():
+    with pytest.raises(ConfigError, match=r"without data\.test_on"):
+        select(manifest(), (), (), whole_site=True)
+
+
 def test_without_conditions_nothing_changes():
     whole = manifest()
     assert select(whole, (), ()) is whole

@@ -28,6 +28,7 @@ Encoding = Literal["rms", "raw"]
 Entangler = Literal["ring", "line", "all", "none"]
 Engine = Literal["auto", "fourier", "dense", "gates", "triton", "cudaq"]
 Bottleneck = Literal["circuit", "mlp", "fourier_features"]
+Residual = Literal["plain", "relative"]
 
 _CHOICES: dict[str, Any] = {
     "entropy": Entropy,
@@ -41,6 +42,7 @@ _CHOICES: dict[str, Any] = {
     "entangler": Entangler,
     "engine": Engine,
     "bottleneck": Bottleneck,
+    "residual": Residual,
 }
 _PROJECTIONS = "q_proj|k_proj|v_proj|o_proj"
 _LORA_REFUSED = ("bias", "modules_to_save", "task_type", "inference_mode", "peft_type")
@@ -108,6 +110,9 @@ class QuasarConfig(PeftConfig):
     """epsilon of Eq. 9: the least weight of the quantum path, in [0, 1]."""
     gamma_init: float = 0.0
     """gamma of H' = H + gamma F at the start, learned; at 0 the adapted model is the backbone."""
+    residual: Residual = "plain"
+    """Unit of gamma: `plain` as printed; `relative`: H' = H + gamma rms(H) F, each token's own root
+    mean square. F is of unit scale, and a backbone whose states are large hardly hears it plain."""
     norm_eps: float = 1e-5
     """Added to the variance in the LayerNorm of Eq. 9."""
     depth: Depth = "adaptive"

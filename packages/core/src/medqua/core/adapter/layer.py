@@ -102,7 +102,7 @@ class QuasarBlock(nn.Module):
             z = self.bottleneck(selected.angles, selected.depth)  # [N, n_q]
             # Forward z at the chosen depth; the gradient of the choice goes to its probability.
             z = z * (selected.probability + (1 - selected.probability).detach()).unsqueeze(-1)
-            fused = self.fuse(routed.gate, self.shadow(x), selected.places, z)
+            fused = self.fuse(x, routed.gate, self.shadow(x), selected.places, z)
         # Kept for Eq. 10-11 while training only, so that inference holds no graph.
         self.routed = routed if self.training and torch.is_grad_enabled() else None
         self._count(routed, selected.depth)
@@ -120,6 +120,7 @@ class QuasarBlock(nn.Module):
 
     def fuse(
         self,
+        x: Float32[Tensor, "batch tokens hidden"],
         gate: Float32[Tensor, "batch tokens"],
         shadow: Float32[Tensor, "batch tokens hidden"],
         index: Int64[Tensor, " n"],
@@ -128,6 +129,7 @@ class QuasarBlock(nn.Module):
         """Return `gamma F` (Eq. 8-9): z of the selected tokens put back, 0 elsewhere, and mixed.
 
         Args:
+            x: H, whose scale is the unit of gamma where the residual is `relative`.
             gate: g of every token.
             shadow: H_cls of Eq. 7.
             index: Places of the selected tokens in the batch laid out flat.
@@ -138,6 +140,8 @@ class QuasarBlock(nn.Module):
         weight = ((1 - self.config.epsilon) * gate + self.config.epsilon).unsqueeze(-1)
         mixed = weight * quantum + (1 - weight) * shadow
         fused: Tensor = self.gamma * self.norm(self.dropout(mixed))
+        if self.config.residual == "relative":
+            fused = fused * x.detach().square().mean(-1, keepdim=True).sqrt()
         return fused
 
     def _angles(self, selected: Float32[Tensor, "n hidden"]) -> Float32[Tensor, "n qubits"]:

@@ -135,7 +135,8 @@ class Stage(nn.Module):
     ) -> Tensor:
         """Return H' of Eq. 9: the adapter's contribution added to where the last stage ended."""
         assert self.before is not None
-        return hidden + self.before.fuse(gate, shadow, index, z).to(hidden.dtype)
+        fused = self.before.fuse(hidden.float(), gate, shadow, index, z)
+        return hidden + fused.to(hidden.dtype)
 
     def decode(
         self, hidden: Tensor, source: Tensor, mask: Tensor, position_ids: Tensor, prompt: int

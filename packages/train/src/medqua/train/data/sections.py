@@ -59,6 +59,10 @@ class DataSection:
     test_on: tuple[str, ...] = ()
     """The same for the test split: another view or site, for a cross-site test."""
 
+    test_whole_site: bool = False
+    """Test on every image that `test_on` chooses, of whichever split; its patients leave train and
+    validate."""
+
     workers: int = 0
     """Processes that read images for each training process; 0 reads in the training process."""
 
