@@ -8,6 +8,8 @@ import logging
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from medqua.core.silence import silence
+
 if TYPE_CHECKING:
     from medqua.core.adapter.config import QuasarConfig as QuasarConfig
     from medqua.core.adapter.model import QuasarModel as QuasarModel
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from medqua.core.vision.image import ImageSpec as ImageSpec
     from medqua.core.vision.image import read_image as read_image
 
+silence()
 # peft imports bitsandbytes where it is installed, which then misses optional kernels on every start
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 

@@ -1,1 +1,3 @@
 """Inference: the one path from files to findings."""
+
+import medqua.core  # noqa: F401  # first of all: see `medqua.core.silence`
