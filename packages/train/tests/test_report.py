@@ -147,7 +147,9 @@ def test_pictures_are_there(reported):
 
 def test_equal_arms_show_no_difference(tmp_path):
     cells = [cell(tmp_path, arm, seed, 1.0) for arm in ("medqua", "mlp") for seed in (0, 1)]
-    text = write_report(cells, EXPERIMENT, tmp_path / "report").read_text()
+    keys = ["data.root=/data/x", "adapter.route=visual"]
+    text = write_report(cells, EXPERIMENT, tmp_path / "report", keys).read_text()
+    assert "Set beside the recipe: `adapter.route=visual`." in text
     assert "**+0.0000**" in text
     assert "MedQua and MLP for the circuit rank the images alike in every resample." in text
     assert "p = 1.000" in text

@@ -90,9 +90,7 @@ def open_data_set(data: DataSection, say: Say) -> DataSet:
         )
     manifest = found.manifest.drop(absent) if absent else found.manifest
     whole = manifest
-    manifest = select(
-        manifest, data.train_on, data.test_on, whole_site=data.test_whole_site
-    )
+    manifest = select(manifest, data.train_on, data.test_on, whole_site=data.test_whole_site)
     manifest = share_of_patients(manifest, data.patients) if data.patients < 1 else manifest
     manifest = _limited(manifest, data.limit) if data.limit else manifest
     for split in SPLITS:

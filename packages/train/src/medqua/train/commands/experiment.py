@@ -97,7 +97,8 @@ def reproduce(
     keys += ["experiment.shares=0.01,0.1,1.0"] if curve else []
     console = Console(stderr=as_json)
     cells = run_missing(recipe, keys, output, console, jobs=jobs)
-    report = write_report(cells, load_recipe(recipe, keys).experiment, output / "report")
+    declared = load_recipe(recipe, keys).experiment
+    report = write_report(cells, declared, output / "report", overrides or ())
     if as_json:
         print(json.dumps({"report": str(report), "cells": len(cells)}))
     else:

@@ -40,13 +40,19 @@ from medqua.train.statistics.paired import Difference
 from medqua.train.statistics.resampling import Resampling
 
 
-def write_report(cells: Sequence[Cell], experiment: ExperimentSection, folder: Path) -> Path:
+def write_report(
+    cells: Sequence[Cell],
+    experiment: ExperimentSection,
+    folder: Path,
+    overrides: Sequence[str] = (),
+) -> Path:
     """Write the report of finished cells.
 
     Args:
         cells: All of them done.
         experiment: What was declared.
         folder: Where it goes; files of an earlier report are replaced.
+        overrides: What was set beside the recipe, `key=value`; told but for paths.
 
     Returns:
         `report.md`.
@@ -88,7 +94,7 @@ def write_report(cells: Sequence[Cell], experiment: ExperimentSection, folder: P
             "",
             "# Does the quantum path help?",
             "",
-            *_data(full, cells, shares),
+            *_data(full, cells, shares, overrides),
             *_endpoint(full, experiment),
             *arms_section(full),
             *differences_section(full, experiment),
@@ -115,7 +121,9 @@ def _tables(by_share: dict[float, Evidence], experiment: ExperimentSection, fold
     pl.concat(pairs).write_parquet(folder / "comparisons.parquet")
 
 
-def _data(full: Evidence, cells: Sequence[Cell], shares: Sequence[float]) -> list[str]:
+def _data(
+    full: Evidence, cells: Sequence[Cell], shares: Sequence[float], overrides: Sequence[str]
+) -> list[str]:
     counts = ", ".join(
         f"{split} {row['images']:,} images of {row['patients']:,} patients"
         for split, row in full.test.counts.items()
@@ -138,6 +146,10 @@ def _data(full: Evidence, cells: Sequence[Cell], shares: Sequence[float]) -> lis
             "help on radiographs.",
             "",
         ]
+    sections = ("adapter.", "optim.", "backbone.", "image.")
+    told = [key for key in overrides if key.startswith(sections)]
+    if told:
+        lines += [f"Set beside the recipe: {', '.join(f'`{key}`' for key in told)}.", ""]
     lines += [made_of(cells), ""]
     if recipe.data.train_on or recipe.data.test_on:
         trained, tested = map(conditions_text, (recipe.data.train_on, recipe.data.test_on))
