@@ -5,6 +5,7 @@ adapter. The plain pipeline is what one writes first: pydicom, 8-bit Pillow imag
 transformers, one image at a time through the torch model.
 """
 
+import shutil
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
@@ -57,7 +58,8 @@ def save(name: str, folder: Path) -> Path:
     """Save `demo`, `width`, or either with `-bare` behind it, and return the bundle's folder."""
     match name:
         case "demo":
-            return DEMO
+            shutil.copytree(DEMO, folder)
+            return folder
         case "demo-bare":
             return save_bare(DEMO, folder)
         case _:

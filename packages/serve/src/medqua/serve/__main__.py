@@ -219,16 +219,19 @@ def serve_app(
         medqua-serve app runs/mimic/export --config serve.toml listen.port=9000
     """
     from medqua.serve.demo import model_and_settings
+    from medqua.serve.processes.workers import Workers
+    from medqua.serve.settings import Settings
 
-    model, _, overrides = model_and_settings(words or (), 0)  # before what takes time to import
+    model, _, overrides = model_and_settings(words or (), 0)
+    settings = Settings.load(config, overrides)
+    workers = Workers(model, settings.batching)
+    workers.launch()  # they open the model while this process imports what it needs itself
     from medqua.serve.http.app import create_app
     from medqua.serve.http.metrics import log_to_stderr
     from medqua.serve.http.server import serve
-    from medqua.serve.settings import Settings
 
-    settings = Settings.load(config, overrides)
     log_to_stderr()
-    serve(create_app(model, settings), settings)
+    serve(create_app(model, settings, workers=workers), settings)
     return 0
 
 

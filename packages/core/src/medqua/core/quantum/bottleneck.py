@@ -136,12 +136,14 @@ class VariationalBottleneck(nn.Module):
                 f"angles are {angles.dtype} of shape {list(angles.shape)}: the bottleneck needs "
                 f"floating point [tokens, {n}], one angle for each of its {n} qubits"
             )
-        if torch.compiler.is_compiling() or torch.is_autocast_enabled(angles.device.type):
-            values: Tensor = self._apart(angles, depth)
+        if torch.compiler.is_compiling():
+            disable: Any = torch.compiler.disable  # as a decorator it loads the compiler at once
+            values: Tensor = disable(self._apart)(angles, depth)
             return values
+        if torch.is_autocast_enabled(angles.device.type):
+            return self._apart(angles, depth)
         return self._values(angles, depth)
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _apart(self, angles: Tensor, depth: int | Tensor) -> Tensor:
         """Return <Z_i> outside the graph of a compiler and outside autocast."""
         with torch.autocast(angles.device.type, enabled=False):

@@ -33,6 +33,7 @@ from medqua.serve.jobs.store import JobStore
 from medqua.serve.pacs.dimse import Keeps
 from medqua.serve.processes.batcher import OverloadError
 from medqua.serve.processes.reader import Reader
+from medqua.serve.processes.workers import Workers
 from medqua.serve.settings import Settings
 
 
@@ -41,6 +42,7 @@ def create_app(
     settings: Settings | None = None,
     *,
     routers: Sequence[APIRouter] = (),
+    workers: Workers | None = None,
 ) -> FastAPI:
     """Build the app; the model is opened when it starts.
 
@@ -48,6 +50,7 @@ def create_app(
         directory: Bundle or export.
         settings: How it is run; by default on loopback, without spool and audit log.
         routers: More routes; each must say who may call it.
+        workers: Of this model and these settings, launched while the app is built.
 
     Raises:
         ConfigError: A route does not say who may call it.
@@ -58,7 +61,7 @@ def create_app(
         title="MedQua",
         version=version("medqua-serve"),
         summary="Calibrated findings of chest radiographs. Research use only, not for diagnosis.",
-        lifespan=lambda app: _running(service, directory),
+        lifespan=lambda app: _running(service, directory, workers),
         docs_url=None,
         redoc_url=None,
         openapi_url=None,
@@ -82,7 +85,9 @@ def create_app(
 
 
 @asynccontextmanager
-async def _running(service: Service, directory: Path) -> AsyncIterator[None]:
+async def _running(
+    service: Service, directory: Path, workers: Workers | None
+) -> AsyncIterator[None]:
     """Open what the service needs, and close it in the opposite order."""
     settings = service.settings
     storage = settings.storage
@@ -91,7 +96,8 @@ async def _running(service: Service, directory: Path) -> AsyncIterator[None]:
             service.audit = AuditLog(storage.audit)
         if storage.spool is not None:
             service.jobs = JobStore(storage.spool, storage.spool_bytes)
-        async with Reader.open(directory, settings, service.metrics.observer()) as reader:
+        observer = service.metrics.observer()
+        async with Reader.open(directory, settings, observer, workers) as reader:
             service.reader = reader
             service.metrics.watch(reader)
             try:

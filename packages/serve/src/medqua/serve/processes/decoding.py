@@ -35,6 +35,11 @@ class Decoders:
             self._idle.put(decoder)
         self._threads = ThreadPoolExecutor(count, "medqua-decoder")
 
+    def start(self) -> None:
+        """Start the processes and wait for none, so that the first files need not."""
+        for decoder in self._all:
+            decoder.start()
+
     async def read(self, content: bytes, spec: ImageSpec) -> Decoded:
         """Decode a file's content.
 

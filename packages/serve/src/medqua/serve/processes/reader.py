@@ -93,7 +93,11 @@ class Reader:
     @classmethod
     @asynccontextmanager
     async def open(
-        cls, directory: Path, settings: Settings, observer: Observer | None = None
+        cls,
+        directory: Path,
+        settings: Settings,
+        observer: Observer | None = None,
+        workers: Workers | None = None,
     ) -> "AsyncIterator[Reader]":
         """Open the model in its workers, warm; end them with the context.
 
@@ -101,6 +105,7 @@ class Reader:
             directory: Bundle or export.
             settings: Limits and batching.
             observer: Who is told what happens.
+            workers: Of the same model, perhaps launched; it makes its own otherwise.
 
         Raises:
             MedQuaError: The model cannot be opened.
@@ -108,10 +113,12 @@ class Reader:
         observer = observer or Observer()
         batching = settings.batching
         decoders = Decoders(batching.decoders, decoding_limits(settings.limits))
-        workers = Workers(directory, batching, observer.lost)
+        workers = workers or Workers(directory, batching)
+        workers.on_loss = observer.lost
         batcher = Batcher(workers.read, batching, observer.batch)
         reader = cls(settings, decoders, workers, batcher)
         reader.observer = observer
+        decoders.start()
         try:
             await workers.start()
             batcher.start()

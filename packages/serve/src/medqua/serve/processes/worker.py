@@ -5,7 +5,9 @@ a `Model`, after a warm inference. Both ends are the service's own code: nothing
 pixels, which the decoding process has made and the parent has checked, reaches it.
 """
 
+import json
 import signal
+import sys
 import time
 import warnings
 from dataclasses import dataclass
@@ -55,6 +57,8 @@ def work(connection: Connection, directory: Path, device: str, threads: int) -> 
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")
     try:
+        if needs_no_bitsandbytes(directory):
+            sys.modules.setdefault("bitsandbytes", None)  # type: ignore[arg-type]  # not installed
         engine = open_engine(directory, device, threads)
         side = engine.image.size or WARM_SIDE
         engine.read([np.linspace(0, 1, side * side, dtype=np.float32).reshape(side, side)])
@@ -71,6 +75,18 @@ def work(connection: Connection, directory: Path, device: str, threads: int) -> 
             connection.send(answer(engine, batch))
         except OSError:
             return
+
+
+def needs_no_bitsandbytes(directory: Path) -> bool:
+    """Tell whether a bundle brings a backbone of its own that is not in 4 bits.
+
+    PEFT imports bitsandbytes wherever it is installed, which takes seconds of every start.
+    """
+    try:
+        config = json.loads((directory / "backbone" / "config.json").read_bytes())
+    except (OSError, ValueError):  # a backbone from elsewhere, an export, or a damaged bundle
+        return False
+    return isinstance(config, dict) and not config.get("quantization_config")
 
 
 def answer(engine: Engine, batch: np.ndarray) -> Answered | Failed:

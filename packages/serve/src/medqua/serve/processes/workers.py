@@ -53,12 +53,8 @@ class _Worker:
         """Process id of the one that runs, None between two."""
         return self._process.pid if self._process is not None else None
 
-    def start(self) -> Model:
-        """Start the process and wait until the model is warm.
-
-        Raises:
-            MedQuaError: The model cannot be opened.
-        """
+    def launch(self) -> None:
+        """Start the process; `start` waits for it."""
         context = get_context("spawn")
         self._connection, theirs = context.Pipe()
         process = context.Process(
@@ -68,6 +64,15 @@ class _Worker:
         theirs.close()
         self._process = process
         self._processes.append(process)
+
+    def start(self) -> Model:
+        """Start the process, unless it is launched, and wait until the model is warm.
+
+        Raises:
+            MedQuaError: The model cannot be opened.
+        """
+        if self._process is None:
+            self.launch()
         try:
             told = self._receive(START_SECONDS)
         except _LostError:
@@ -126,19 +131,18 @@ class Workers:
     Args:
         directory: Bundle or export.
         batching: How many there are, and where they run.
-        on_loss: Called each time that one is lost.
 
     Attributes:
+        on_loss: Called each time that one is lost.
         model: What they say they are; known after `start`.
     """
 
     model: Model
 
-    def __init__(
-        self, directory: Path, batching: Batching, on_loss: Callable[[], None] = lambda: None
-    ) -> None:
+    def __init__(self, directory: Path, batching: Batching) -> None:
         threads = batching.threads or max(1, (os.cpu_count() or 1) // batching.workers)
-        self._batching, self._on_loss = batching, on_loss
+        self._batching = batching
+        self.on_loss: Callable[[], None] = lambda: None
         self._processes: list[Any] = []
         self._workers = [
             _Worker((directory, batching.device, threads), self._processes)
@@ -159,8 +163,13 @@ class Workers:
         """Their process ids."""
         return [worker.pid for worker in self._workers if worker.pid is not None]
 
+    def launch(self) -> None:
+        """Start the processes and wait for none, so that they open the model meanwhile."""
+        for worker in self._workers:
+            worker.launch()
+
     async def start(self) -> None:
-        """Start all, and wait until each has read a warm image.
+        """Start those that are not launched, and wait until each has read a warm image.
 
         Raises:
             MedQuaError: The model cannot be opened.
@@ -215,7 +224,7 @@ class Workers:
         try:
             answer = await call
         except _LostError:
-            self._on_loss()
+            self.on_loss()
             task = asyncio.create_task(self._revive(worker))
             self._revivals.add(task)
             task.add_done_callback(self._revivals.discard)
