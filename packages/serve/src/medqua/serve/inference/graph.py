@@ -40,6 +40,8 @@ class Graph:
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
+        # threads that wait must not spin: six times the processor time, taken from the decoders
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
             self._session = ort.InferenceSession(os.fspath(path), options, providers=wanted)
         except Exception as error:  # ONNX Runtime's own errors have no common root
