@@ -11,7 +11,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-RESULTS = Path(__file__).resolve().parent / "results" / "serve.json"
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results" / "serve.json"
+PAGE = ROOT / "docs" / "serving.md"
+MARKS = ("<!-- speed: written by hatch run bench:serve-page -->", "<!-- /speed -->")
 CLIENTS = 16
 HEAD = ("", "ours", "peer", "ratio", "goal")
 
@@ -100,15 +103,28 @@ def show(found: dict[str, Any]) -> None:
     Console().print(table)
 
 
-def markdown(found: dict[str, Any]) -> Iterator[str]:
-    """Yield the lines of a table for the documentation."""
-    yield "| " + " | ".join(("measured", *HEAD[1:])) + " |"
-    yield "| --- | --- | --- | --- | --- |"
-    for row in rows(found):
-        yield "| " + " | ".join(row) + " |"
-    for name, part in found.items():
-        yield f"<!-- {name}: {part['when']}, load {part['load_before']} -->"
+def markdown(found: dict[str, Any]) -> str:
+    """Return the table for the documentation, and when and under which load it was measured."""
+    lines = ["| measured | ours | peer | ratio | goal |", "| --- | --- | --- | --- | --- |"]
+    lines += ["| " + " | ".join(row) + " |" for row in rows(found)]
+    parts = "; ".join(
+        f"{name} {part['when'][:16].replace('T', ' ')} UTC, {part['load_before']}"
+        for name, part in found.items()
+    )
+    first = next(iter(found.values()))
+    versions = ", ".join(f"{name} {number}" for name, number in first["versions"].items())
+    about = f"{first['machine']}; part, time and load average before it: {parts}. {versions}."
+    return "\n".join([*lines, "", about])
+
+
+def main() -> None:
+    """Write the table between its two marks."""
+    page = PAGE.read_text()
+    head, rest = page.split(MARKS[0])
+    _, tail = rest.split(MARKS[1])
+    table = markdown(json.loads(RESULTS.read_text()))
+    PAGE.write_text(f"{head}{MARKS[0]}\n\n{table}\n\n{MARKS[1]}{tail}")
 
 
 if __name__ == "__main__":
-    print("\n".join(markdown(json.loads(RESULTS.read_text()))))
+    main()
