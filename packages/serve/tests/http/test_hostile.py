@@ -5,6 +5,7 @@ import random
 import signal
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 
 import httpx
@@ -60,10 +61,51 @@ def test_hostile_files_under_load(served, shared_data: Path, radiograph: bytes):
     assert set(statuses.values()) <= {200, 400, 413, 422, 504}, statuses
     assert set(load) == {200}
     assert served.process.poll() is None
-    assert settled(process, before + 64 * MIB) <= before + 64 * MIB
+    after = settled(process, before + 64 * MIB)
+    print(f"{len(files)} files: {Counter(statuses.values())}; {len(load)} requests of the load: "
+          f"{Counter(load)}; {before / MIB:.0f} MiB before, {after / MIB:.0f} after")  # fmt: skip
+    assert after <= before + 64 * MIB
     with served.client as client:
         assert client.get("/readyz").status_code == 200
         assert client.get("/v1/admin/status").json()["admitted"] == 0
+
+
+@pytest.mark.slow
+def test_a_worker_killed_at_any_time_loses_no_request(
+    bundle_folder, start_service, tmp_path, radiograph
+):
+    kills = int(os.environ.get("MEDQUA_TEST_KILLS", "3"))
+    service = start_service(bundle_folder, tmp_path, "limits.requests_per_second=0")
+    dice, stop = random.Random(11), threading.Event()
+    load: list[int] = []
+
+    def others() -> None:
+        with service.client as client:
+            while not stop.is_set():
+                load.append(client.post("/v1/findings", files={"f": radiograph}).status_code)
+
+    threads = [threading.Thread(target=others) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    killed: set[int] = set()
+    with service.client as client:
+        while len(killed) < kills:
+            time.sleep(0.3 * dice.random())
+            if client.get("/readyz").status_code != 200:
+                continue  # a second kill before it is back would be answered 503, as documented
+            seen = len(load)
+            (pid,) = client.get("/v1/admin/status").json()["workers"]
+            os.kill(pid, signal.SIGKILL)
+            killed.add(pid)
+            while len(load) < seen + 2 * len(threads):  # everyone has been through it
+                time.sleep(0.02)
+        stop.set()
+        for thread in threads:
+            thread.join()
+        assert set(load) == {200}
+        assert client.get("/v1/admin/status").json()["admitted"] == 0
+    print(f"{len(killed)} workers killed, {len(load)} requests answered 200")
+    service.end()
 
 
 @pytest.mark.slow
