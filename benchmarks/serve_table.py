@@ -1,4 +1,4 @@
-"""The table of what `bench_serve` measured: ours, the peer's, the goal and whether it is met.
+"""The table of what `bench_serve` measured: ours, what it is held against, the goal, whether met.
 
 python benchmarks/serve_table.py        # the same as Markdown, for docs/serving.md
 """
@@ -16,7 +16,7 @@ RESULTS = ROOT / "benchmarks" / "results" / "serve.json"
 PAGE = ROOT / "docs" / "serving.md"
 MARKS = ("<!-- speed: written by hatch run bench:serve-page -->", "<!-- /speed -->")
 CLIENTS = 16
-HEAD = ("", "ours", "peer", "ratio", "goal")
+HEAD = ("", "measured", "beside", "ratio", "goal")
 
 
 def rows(found: dict[str, Any]) -> Iterator[tuple[str, str, str, str, str]]:
@@ -105,7 +105,7 @@ def show(found: dict[str, Any]) -> None:
 
 def markdown(found: dict[str, Any]) -> str:
     """Return the table for the documentation, and when and under which load it was measured."""
-    lines = ["| measured | ours | peer | ratio | goal |", "| --- | --- | --- | --- | --- |"]
+    lines = ["| " + " | ".join(HEAD) + " |", "| --- | --- | --- | --- | --- |"]
     lines += ["| " + " | ".join(row) + " |" for row in rows(found)]
     parts = "; ".join(
         f"{name} {part['when'][:16].replace('T', ' ')} UTC, {part['load_before']}"
