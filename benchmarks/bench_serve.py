@@ -181,11 +181,12 @@ def memory(requests: int, models: Path) -> dict[str, Any]:
     }
 
 
-def keep(found: dict[str, Any]) -> None:
-    """Write the figures whole or not at all."""
+def keep(name: str, found: dict[str, Any]) -> None:
+    """Write a part's figures beside those of other parts, whole or not at all."""
     RESULTS.parent.mkdir(exist_ok=True)
-    part = RESULTS.with_suffix(".part")
-    part.write_text(json.dumps(found, indent=2) + "\n")
+    kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    part = RESULTS.with_suffix(f".{os.getpid()}")
+    part.write_text(json.dumps(kept | {name: found}, indent=2) + "\n")
     part.replace(RESULTS)
 
 
@@ -208,7 +209,6 @@ def main() -> None:
 
 def run(parts: Sequence[str], images: int, requests: int, models: Path) -> None:
     """Measure parts, print and keep each."""
-    kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     measured: dict[str, Callable[[], dict[str, Any]]] = {
         "demo": lambda: throughput("demo", images, models),
         "width": lambda: throughput("width", max(4, images // 4), models),
@@ -218,14 +218,14 @@ def run(parts: Sequence[str], images: int, requests: int, models: Path) -> None:
     }
     for name in parts:
         load = os.getloadavg()[0]
-        kept[name] = measured[name]() | {
+        found = measured[name]() | {
             "when": datetime.now(UTC).isoformat(timespec="seconds"),
             "machine": f"{platform.machine()}, {os.cpu_count()} cores",
             "load_before": round(load, 2),
             "versions": {package: version(package) for package in PACKAGES},
         }
-        keep(kept)
-        show({name: kept[name]})
+        keep(name, found)
+        show({name: found})
 
 
 if __name__ == "__main__":
