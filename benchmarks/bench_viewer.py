@@ -79,18 +79,20 @@ def served() -> Iterator[tuple[str, float, psutil.Process]]:
             env=os.environ | {"TMPDIR": folder},
             text=True,
         )
-        found = re.search(r"http://\S+", process.stdout.readline() if process.stdout else "")
-        if found is None:
-            raise SystemExit("the server did not start")
-        while True:
-            try:
-                urlopen(found.group(0)).close()
-                break
-            except URLError:
-                time.sleep(0.05)
-        yield found.group(0), time.perf_counter() - start, psutil.Process(process.pid)
-        process.terminate()
-        process.wait()
+        try:
+            found = re.search(r"http://\S+", process.stdout.readline() if process.stdout else "")
+            if found is None:
+                raise SystemExit("the server did not start")
+            while True:
+                try:
+                    urlopen(found.group(0)).close()
+                    break
+                except URLError:
+                    time.sleep(0.05)
+            yield found.group(0), time.perf_counter() - start, psutil.Process(process.pid)
+        finally:
+            process.terminate()
+            process.wait()
 
 
 def arrive(browser: Browser, address: str) -> tuple[Page, Frame]:
@@ -163,6 +165,7 @@ def main() -> None:
 
     def tell(case: str, ours: float, goal: float) -> None:
         rows.append({"case": case, "ours": ours, "goal": goal})
+        print(f"{case:48} {ours:>8}   goal {goal}", flush=True)
 
     with served() as (address, started, process), sync_playwright() as running:
         tell("command to page, seconds", round(started, 2), 20)

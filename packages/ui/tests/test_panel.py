@@ -4,7 +4,7 @@ import re
 
 from medqua.core.findings.validation import Band, LabelValidation, Point
 from medqua.ui.findings import Reading, Row
-from medqua.ui.panel import NOT_VALIDATED, findings
+from medqua.ui.panel import NOT_VALIDATED, SERVICE, findings
 
 
 def label(screening: float, balanced: float, rule_in: float) -> LabelValidation:
@@ -63,6 +63,12 @@ def test_without_validation_nothing_is_called():
     assert page.index("Edema") < page.index("Mine &lt;x&gt;")
     for word in ("Likely", "uncertain to call<", 'class="point', "Classical"):
         assert word not in page
+
+
+def test_what_a_service_does_not_tell_is_said():
+    page = findings(Reading((Row("Edema", 0.7, None),), "", (), {}, 0.0, service=True))
+    assert SERVICE in page
+    assert NOT_VALIDATED not in page
 
 
 def test_a_refusal_is_said():

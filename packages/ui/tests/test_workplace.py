@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from axe_core_python.sync_playwright import Axe
+from pydicom import dcmread
 
 SAMPLES = Path(__file__).parents[1] / "src/medqua/ui/samples"
 
@@ -44,21 +45,71 @@ def test_every_malformed_file_is_told_in_a_sentence_and_the_session_goes_on(
     assert not list(server.root.rglob("*.part"))
 
 
-def test_two_studies_stand_side_by_side_and_say_whether_they_are_of_one_patient(app):
-    one, two = SAMPLES / "phantom-pa-effusion.dcm", SAMPLES / "phantom-lateral.dcm"
-    app.drop(one, two)
+def follow_up(folder: Path) -> Path:
+    """Write a second study of the patient of `phantom-pa-effusion.dcm`, a month later."""
+    ds = dcmread(SAMPLES / "phantom-pa-effusion.dcm")
+    ds.StudyDate = "20300201"
+    ds.save_as(folder / "follow-up.dcm")
+    return folder / "follow-up.dcm"
+
+
+def test_two_studies_of_one_patient_stand_side_by_side_and_of_two_patients_never(
+    app, tmp_path: Path
+):
+    first, other = SAMPLES / "phantom-pa-effusion.dcm", SAMPLES / "phantom-lateral.dcm"
+    app.drop(first, follow_up(tmp_path), other)
     app.shown()
-    app.page.get_by_role("button", name=re.compile("^Compare")).first.click()
+    labels = app.page.locator("#studies label")
+    labels.nth(2).wait_for()
+    labels.filter(has_text="phantom-pa-effusion").click()
+    compare = app.page.get_by_role("button", name=re.compile("^Compare"))
+    compare.first.wait_for()
+    assert compare.count() == 1
+    assert compare.get_attribute("aria-label") == "Compare: follow-up.dcm"
+    compare.click()
     beside = app.page.locator("#beside")
     beside.wait_for()
     frame = app.page.frame_locator("#beside iframe")
     frame.locator("html[data-study]").wait_for(state="attached")
-    other = frame.locator("html").get_attribute("data-study")
-    main = app.page.frame_locator("#viewer").locator("html").get_attribute("data-study")
-    assert other != main
-    assert "not known to be of the same patient" in beside.inner_text()
+    shown = frame.locator("html").get_attribute("data-study")
+    assert shown != app.page.frame_locator("#viewer").locator("html").get_attribute("data-study")
+    assert "follow-up.dcm: the same patient by its header" in beside.inner_text()
+    assert serious(app.page) == []
     beside.get_by_role("button", name="Stop comparing").click()
     beside.wait_for(state="detached")
+    compare.click()
+    beside.wait_for()
+    labels.filter(has_text="phantom-lateral").click()
+    beside.wait_for(state="detached")
+    compare.wait_for(state="detached")
+
+
+def test_a_server_that_is_gone_is_named_and_what_was_open_is_there_when_it_is_back(app, watch):
+    app.drop(SAMPLES / "phantom-lateral.dcm")
+    name = app.shown()
+    away = app.page.locator("#away")
+    assert away.is_hidden()
+    app.page.context.set_offline(True)
+    away.wait_for(timeout=20_000)
+    assert away.get_attribute("role") == "alert"
+    assert app.viewer.locator("html").get_attribute("data-study") == name
+    app.page.context.set_offline(False)
+    away.wait_for(state="hidden", timeout=20_000)
+    app.drop(SAMPLES / "phantom-pa-effusion.dcm")
+    assert app.page.locator("#studies label").count() == 2
+    watch.errors[:] = [text for text in watch.errors if "ERR_INTERNET_DISCONNECTED" not in text]
+
+
+def test_files_are_opened_by_keys_alone(app):
+    button = app.page.get_by_role("button", name="Open files")
+    for _ in range(12):
+        app.page.keyboard.press("Tab")
+        if button.evaluate("(e) => e === document.activeElement"):
+            break
+    with app.page.expect_file_chooser() as chosen:
+        app.page.keyboard.press("Enter")
+    chosen.value.set_files(SAMPLES / "phantom-lateral.dcm")
+    assert app.shown()
 
 
 def test_filters_leave_what_fits(app):

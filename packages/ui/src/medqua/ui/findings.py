@@ -52,11 +52,13 @@ class Reading:
     """What the adapters did; None where refused, or where the model does not tell."""
     image: ImageSpec | None = None
     """How the file became the model's image, with `routes`."""
+    service: bool = False
+    """Whether a service gave it, which tells less than a bundle in this process."""
 
 
 @runtime_checkable
 class Reader(Protocol):
-    """Whatever gives findings: a bundle in this process, later a server."""
+    """Whatever gives findings: a bundle in this process, or a service."""
 
     @property
     def state(self) -> str:

@@ -23,6 +23,11 @@ NOT_VALIDATED = (
     "and nothing is called. Train it again to have them."
 )
 
+SERVICE = (
+    "A service gave these findings. It tells probabilities alone: no classical-only result, no "
+    "intervals, no operating points, no overlays. Nothing is called."
+)
+
 KEY = """
 <details class="quiet"><summary>What is shown</summary>
 <p><b>Probability</b>: calibrated on the validation images (temperature scaling). The mark is the
@@ -61,7 +66,7 @@ def findings(reading: Reading) -> str:
     facts += f"<dt>Time</dt><dd>{reading.seconds:.2f} s</dd>"
     return (
         f'{RESEARCH}<table id="findings"><thead><tr>{head}</tr></thead>{"".join(bodies)}</table>'
-        + (KEY if told else f'<p class="quiet">{NOT_VALIDATED}</p>')
+        + (KEY if told else f'<p class="quiet">{SERVICE if reading.service else NOT_VALIDATED}</p>')
         + (f'<ul class="quiet">{notes}</ul>' if notes else "")
         + f'<dl class="facts">{facts}</dl>'
     )

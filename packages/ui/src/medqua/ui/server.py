@@ -217,7 +217,7 @@ def _reading(result: Mapping[str, Any], provenance: Mapping[str, Any], seconds: 
         )
     )
     rows = tuple(Row(finding.label, finding.probability, None) for finding in findings)
-    return Reading(rows, "", notes, told, seconds, findings, dict(provenance))
+    return Reading(rows, "", notes, told, seconds, findings, dict(provenance), service=True)
 
 
 def _text(source: Path | str) -> str:

@@ -1,12 +1,12 @@
-// A second viewer beside the first, for another study.
+// A second viewer beside the first, for another study of the same patient.
 
 export class Comparison {
   constructor(place, ended) {
     Object.assign(this, { place, ended, other: "" });
   }
 
-  /** Show a study beside the one that is open, or stop. */
-  toggle(study, opened) {
+  /** Show a study of the same patient beside the one that is open, or stop. */
+  toggle(study) {
     if (this.other === study.name) return this.end();
     this.end();
     this.other = study.name;
@@ -15,9 +15,7 @@ export class Comparison {
     box.id = "beside";
     box.setAttribute("aria-label", "Study to compare with");
     const head = document.createElement("p");
-    const same = study.patient && study.patient === opened?.patient;
-    head.textContent = `${study.file}: ${same ? "the same patient by its header" : "not known to be of the same patient"}`;
-    head.dataset.same = String(Boolean(same));
+    head.textContent = `${study.file}: the same patient by its header`;
     const stop = document.createElement("button");
     Object.assign(stop, { type: "button", textContent: "Stop comparing" });
     stop.addEventListener("click", () => this.end());

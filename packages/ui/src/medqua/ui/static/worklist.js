@@ -28,6 +28,9 @@ function tell(id, value) {
 
 function open(name) {
   if (name === state.opened) return;
+  const before = state.studies.find((study) => study.name === state.opened)?.patient;
+  const now = state.studies.find((study) => study.name === name)?.patient;
+  if (name === compare.other || !now || now !== before) compare.end(); // never two patients side by side
   state.opened = name;
   tell("opened", name);
   draw();
@@ -147,12 +150,13 @@ function entry(study) {
   if (says) about.push(says);
   box.append(label, el("p", about.join(" · "), { className: "state" }));
   const acts = el("div", "", { className: "acts" });
-  if (!chosen) {
+  const opened = state.studies.find((s) => s.name === state.opened);
+  if (!chosen && study.patient && study.patient === opened?.patient) { // by its header: two studies of a patient
     const beside = compare.other === study.name;
     const button = el("button", beside ? "Stop comparing" : "Compare", { type: "button" });
     button.dataset.key = `compare-${study.name}`;
     button.setAttribute("aria-label", `${button.textContent}: ${study.file}`);
-    button.addEventListener("click", () => { compare.toggle(study, state.studies.find((s) => s.name === state.opened)); draw(); });
+    button.addEventListener("click", () => { compare.toggle(study); draw(); });
     acts.append(button);
   }
   const close = el("button", "Close", { type: "button" });
