@@ -39,7 +39,7 @@ class Journal:
             self._file.close()
             raise ConfigError(f"{file} is written by another run: wait for it, or end it") from None
         try:
-            self.done = self._resume(dict(run))
+            self.done = self._resume(json.loads(json.dumps(dict(run))))  # tuples read back as lists
         except BaseException:
             self._file.close()
             raise
