@@ -13,6 +13,7 @@ from pathlib import Path
 from shutil import which
 
 from playwright.sync_api import Page, sync_playwright
+from pydicom import dcmread
 
 ROOT = Path(__file__).resolve().parents[1]
 TARGET = ROOT / "docs" / "ui"
@@ -37,6 +38,19 @@ def overlaid(page: Page, kind: str) -> None:
     viewer.locator("#overlay-kind").select_option(kind)
     viewer.locator("#scale").wait_for(timeout=120_000)
     page.wait_for_timeout(800)
+
+
+def settled(page: Page) -> None:
+    """Wait until the chosen study is the one in view, with its findings."""
+    page.locator("#studies input:checked").wait_for(timeout=60_000)
+    chosen = page.locator("#studies input:checked").get_attribute("value")
+    shown = page.frame_locator("#viewer").locator(f"html[data-study='{chosen}']")
+    shown.wait_for(state="attached", timeout=60_000)
+    page.frame_locator("#viewer").locator("#canvas:not([hidden])").wait_for(timeout=60_000)
+    page.locator("#right .generating, #right .eta-bar").first.wait_for(
+        state="detached", timeout=120_000
+    )
+    page.wait_for_timeout(2500)
 
 
 def main() -> None:
@@ -91,19 +105,32 @@ def main() -> None:
         page.set_input_files("#files input[type=file]", [broken, SAMPLES / "phantom-lateral.dcm"])
         page.locator("#status", has_text="1 file not opened").wait_for(timeout=60_000)
         page.locator("#left", has_text="only frontal views").wait_for(timeout=60_000)
-        page.wait_for_timeout(5000)
+        settled(page)
         page.screenshot(path=TARGET / "worklist.png")
         page.set_viewport_size({"width": 1280, "height": 800})
+        later = Path(folder) / "follow-up.dcm"
+        dataset = dcmread(SAMPLES / "phantom-pa-effusion.dcm")
+        dataset.StudyDate = "20300201"
+        dataset.save_as(later)
+        opened(page, later)
+        page.locator("#studies label", has_text="phantom-pa-effusion").click()
+        settled(page)
+        page.get_by_role("button", name="Compare: follow-up.dcm").click()
+        beside = page.frame_locator("#beside iframe").locator("#canvas:not([hidden])")
+        beside.wait_for(timeout=60_000)
+        settled(page)
+        page.screenshot(path=TARGET / "comparison.png")
+        page.get_by_role("button", name="Stop comparing").first.click()
         page.goto(found.group(0) + "?__theme=dark")
         page.frame_locator("#viewer").locator("#canvas:not([hidden])").wait_for()
         page.locator("#reading .facts, #reading .quiet").first.wait_for(timeout=60_000)
-        page.wait_for_timeout(2000)
+        settled(page)
         page.screenshot(path=TARGET / "dark.png")
         page.set_viewport_size({"width": 820, "height": 1180})
         page.goto(found.group(0))
         page.frame_locator("#viewer").locator("#canvas:not([hidden])").wait_for()
         page.locator("#reading .facts, #reading .quiet").first.wait_for(timeout=60_000)
-        page.wait_for_timeout(2000)
+        settled(page)
         page.screenshot(path=TARGET / "tablet.png")
         browser.close()
         server.terminate()
