@@ -45,10 +45,7 @@ def main() -> None:
                 compress=True, dicom=True,
             )  # fmt: skip
             (source,) = Path(folder).glob("*.dcm")
-            ds = dcmread(source)
-            if view == "LATERAL":  # its spine is on the right
-                ds.PatientOrientation = ["P", "F"]
-            ds.save_as(TARGET / f"{name}.dcm", enforce_file_format=True)
+            dcmread(source).save_as(TARGET / f"{name}.dcm", enforce_file_format=True)
 
 
 if __name__ == "__main__":

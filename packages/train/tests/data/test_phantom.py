@@ -164,6 +164,7 @@ def test_each_dicom_and_its_jpg_are_one_image(tree: Path):
         assert str(ds.PatientName).startswith("PHANTOM^")
         assert ds.BitsStored in (10, 12, 14, 16)
         assert ds.ViewPosition in ("AP", "PA", "LL")
+        assert list(ds.PatientOrientation) == ["P" if ds.ViewPosition == "LL" else "L", "F"]
         assert ds.Modality in ("CR", "DX")
     assert {photometric for photometric, _ in seen} == {"MONOCHROME1", "MONOCHROME2"}
     assert len({syntax for _, syntax in seen}) == 2

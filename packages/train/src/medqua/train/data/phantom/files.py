@@ -110,7 +110,8 @@ def _dataset(
     ds.PatientAge = f"{patient.age:03d}Y"
     ds.BodyPartExamined = "CHEST"
     ds.ViewPosition = "LL" if exposure.view == "LATERAL" else exposure.view
-    ds.PatientOrientation = ["A", "F"] if exposure.view == "LATERAL" else ["L", "F"]
+    # a lateral has its spine on the right
+    ds.PatientOrientation = ["P", "F"] if exposure.view == "LATERAL" else ["L", "F"]
     ds.StudyInstanceUID = generate_uid(entropy_srcs=["phantom study", str(identity.study)])
     ds.SeriesInstanceUID = generate_uid(entropy_srcs=["phantom series", identity.image])
     ds.StudyID, ds.SeriesNumber, ds.InstanceNumber = str(identity.study), 1, 1

@@ -42,7 +42,7 @@ from medqua.train.data.phantom.detector import Storage, expose, store
 from medqua.train.data.phantom.files import Identity, write_image
 from medqua.train.data.phantom.wording import report
 
-VERSION: Final = 2
+VERSION: Final = 3
 """Raised whenever equal parameters would give other bytes."""
 
 SUBJECTS: Final = 90_000_000
