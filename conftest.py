@@ -11,8 +11,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
+import hypothesis
 import pytest
 import torch
+
+# a busy machine pauses for longer than any deadline; speed has its place in benchmarks/
+hypothesis.settings.register_profile("medqua", deadline=None)
+hypothesis.settings.load_profile("medqua")
 
 if not torch.cuda.is_available():  # before Triton is imported: its kernels then run on the CPU
     os.environ.setdefault("TRITON_INTERPRET", "1")
