@@ -17,7 +17,7 @@ export class Viewer {
   constructor(parts, kind, changed) {
     this.parts = parts;
     this.changed = changed;
-    this.renderer = kind === "2d" ? null : WebGLRenderer.create(parts.canvas);
+    this.renderer = kind === "2d" ? null : WebGLRenderer.create(parts.canvas, kind === "webgl");
     this.renderer ??= new Canvas2DRenderer(parts.canvas);
     this.annotated = true;
     this.overlay = new Overlay(() => this.schedule());

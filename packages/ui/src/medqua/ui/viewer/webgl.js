@@ -47,9 +47,11 @@ void main() {
 export class WebGLRenderer {
   name = "WebGL2";
 
-  /** Null where WebGL2 is absent. */
-  static create(canvas) {
-    const gl = canvas.getContext("webgl2", { alpha: false, antialias: false, depth: false });
+  /** Null where WebGL2 is absent or, unless insisted on, drawn without a GPU: 2D is faster then. */
+  static create(canvas, insist) {
+    const gl = canvas.getContext("webgl2", {
+      alpha: false, antialias: false, depth: false, failIfMajorPerformanceCaveat: !insist,
+    });
     return gl ? new WebGLRenderer(canvas, gl) : null;
   }
 
