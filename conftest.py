@@ -8,8 +8,9 @@ import subprocess
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import hypothesis
 import pytest
@@ -82,40 +83,52 @@ class Orthanc:
 
 
 @pytest.fixture(scope="session")
-def orthanc(
+def start_orthanc(
     tmp_path_factory: pytest.TempPathFactory, missing_peer: Callable[[str], NoReturn]
-) -> Iterator[Orthanc]:
-    """An archive that listens for DICOMweb and DIMSE on this machine alone."""
-    program = shutil.which("Orthanc")
-    plugins = Path("/usr/share/orthanc/plugins")
-    if program is None or not list(plugins.glob("*DicomWeb*")):
-        missing_peer("Orthanc is not installed: apt-get install orthanc orthanc-dicomweb")
-    folder = tmp_path_factory.mktemp("orthanc")
-    ports = []
-    for _ in range(2):
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            ports.append(free.getsockname()[1])
-    settings = {
-        "Name": "test", "StorageDirectory": str(folder), "IndexDirectory": str(folder),
-        "Plugins": [str(plugin) for plugin in plugins.glob("*DicomWeb*")],
-        "HttpPort": ports[0], "DicomPort": ports[1], "DicomAet": "ORTHANC",
-        "RemoteAccessAllowed": False, "AuthenticationEnabled": False,
-        "DicomAlwaysAllowStore": True, "DicomAlwaysAllowEcho": True,
-    }  # fmt: skip
-    (folder / "orthanc.json").write_text(json.dumps(settings))
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen([program, folder / "orthanc.json"], stdout=log, stderr=log)
-    try:
-        server = Orthanc(*ports)
-        for _ in range(150):
-            try:
-                server.ask("/dicom-web/studies?limit=1")
-                break
-            except OSError:
-                assert process.poll() is None, (folder / "log").read_text()[-2000:]
-                time.sleep(0.2)
+) -> Callable[..., AbstractContextManager[Orthanc]]:
+    """Run archives that listen for DICOMweb and DIMSE on this machine alone; keywords configure."""
+
+    @contextmanager
+    def start(**more: Any) -> Iterator[Orthanc]:
+        program = shutil.which("Orthanc")
+        plugins = Path("/usr/share/orthanc/plugins")
+        if program is None or not list(plugins.glob("*DicomWeb*")):
+            missing_peer("Orthanc is not installed: apt-get install orthanc orthanc-dicomweb")
+        folder = tmp_path_factory.mktemp("orthanc")
+        ports = []
+        for _ in range(2):
+            with socket.create_server(("127.0.0.1", 0)) as free:
+                ports.append(free.getsockname()[1])
+        settings = {
+            "Name": "test", "StorageDirectory": str(folder), "IndexDirectory": str(folder),
+            "Plugins": [str(plugin) for plugin in plugins.glob("*DicomWeb*")],
+            "HttpPort": ports[0], "DicomPort": ports[1], "DicomAet": "ORTHANC",
+            "RemoteAccessAllowed": False, "AuthenticationEnabled": False,
+            "DicomAlwaysAllowStore": True, "DicomAlwaysAllowEcho": True, **more,
+        }  # fmt: skip
+        (folder / "orthanc.json").write_text(json.dumps(settings))
+        with (folder / "log").open("wb") as log:
+            process = subprocess.Popen([program, folder / "orthanc.json"], stdout=log, stderr=log)
+        try:
+            server = Orthanc(*ports)
+            for _ in range(150):
+                try:
+                    server.ask("/dicom-web/studies?limit=1")
+                    break
+                except OSError:
+                    assert process.poll() is None, (folder / "log").read_text()[-2000:]
+                    time.sleep(0.2)
+            yield server
+        finally:
+            process.terminate()
+            process.wait(20)
+            shutil.rmtree(folder)
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def orthanc(start_orthanc: Callable[..., AbstractContextManager[Orthanc]]) -> Iterator[Orthanc]:
+    """An archive of all tests of a process."""
+    with start_orthanc() as server:
         yield server
-    finally:
-        process.terminate()
-        process.wait(20)
-        shutil.rmtree(folder)

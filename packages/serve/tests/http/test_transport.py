@@ -3,7 +3,6 @@
 The app behind it is a small one, so that no model has to start.
 """
 
-import ipaddress
 import json
 import signal
 import socket
@@ -11,65 +10,15 @@ import ssl
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
-
-
-@dataclass
-class Identity:
-    """A certificate with its key."""
-
-    certificate: x509.Certificate
-    key: ec.EllipticCurvePrivateKey
-
-    def write(self, folder: Path, name: str) -> tuple[Path, Path]:
-        certificate, key = folder / f"{name}.pem", folder / f"{name}.key"
-        certificate.write_bytes(self.certificate.public_bytes(serialization.Encoding.PEM))
-        private = self.key.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
-        )
-        key.write_bytes(private)
-        return certificate, key
-
-
-def issue(name: str, authority: Identity | None = None) -> Identity:
-    """Make a certificate, of an authority or of its own."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-    issuer = subject if authority is None else authority.certificate.subject
-    signer = key if authority is None else authority.key
-    now = datetime.now(UTC)
-    address = x509.IPAddress(ipaddress.IPv4Address("127.0.0.1"))
-    identifier = x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key())
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(issuer)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(hours=1))
-        .not_valid_after(now + timedelta(hours=1))
-        .add_extension(x509.BasicConstraints(ca=authority is None, path_length=None), critical=True)
-        .add_extension(x509.SubjectAlternativeName([address]), critical=False)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-        .add_extension(identifier, critical=False)
-        .sign(signer, hashes.SHA256())
-    )
-    return Identity(certificate, key)
-
 
 APP = """
 import asyncio, logging, sys
@@ -133,7 +82,9 @@ class Secured:
 
 
 @pytest.fixture(scope="module")
-def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
+def secured(
+    tmp_path_factory: pytest.TempPathFactory, issue: Callable[..., Any]
+) -> Iterator[Secured]:
     folder = tmp_path_factory.mktemp("secured")
     authority = issue("authority")
     authorities, _ = authority.write(folder, "authority")

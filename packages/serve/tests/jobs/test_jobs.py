@@ -3,8 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from medqua.core.errors import ConfigError, DataError, UnreadableImageError
-from medqua.serve.audit import AuditLog, verify
+from medqua.core.errors import ConfigError, UnreadableImageError
 from medqua.serve.jobs.store import JobStore, KeyReusedError, SpoolFullError
 from medqua.serve.jobs.tables import tabulate, write_whole
 from medqua.serve.offline.journal import Journal
@@ -124,45 +123,6 @@ def test_a_journal_torn_in_its_first_line_begins_anew(tmp_path: Path):
     assert journal.done == set()
     assert list(journal.answers()) == []
     journal.close()
-
-
-def record(log: AuditLog, number: int) -> None:
-    log.record(
-        who="key:a", request_id=str(number), action="POST", what=["f"], outcome=[200], result="r"
-    )
-
-
-def test_the_audit_log_is_a_chain_over_restarts_and_torn_lines(tmp_path: Path):
-    file = tmp_path / "audit"
-    for number in range(3):
-        log = AuditLog(file)
-        record(log, number)
-        log.close()
-        with file.open("ab") as torn:
-            torn.write(b'{"time": "20')
-    assert verify(file) == 3
-    assert file.stat().st_mode & 0o777 == 0o600
-
-
-@pytest.mark.parametrize("damage", ["change", "remove", "insert"])
-def test_tampering_is_found(tmp_path: Path, damage: str):
-    file = tmp_path / "audit"
-    log = AuditLog(file)
-    for number in range(4):
-        record(log, number)
-    with pytest.raises(ConfigError, match="another service"):
-        AuditLog(file)
-    log.close()
-    lines = file.read_text().splitlines(keepends=True)
-    if damage == "change":
-        lines[1] = lines[1].replace("200", "422")
-    elif damage == "remove":
-        del lines[1]
-    else:
-        lines.insert(1, lines[0])
-    file.write_text("".join(lines))
-    with pytest.raises(DataError, match="line"):
-        verify(file)
 
 
 def test_a_table_has_a_row_a_file(tmp_path: Path):

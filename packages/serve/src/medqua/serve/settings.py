@@ -170,6 +170,14 @@ class Storage:
     """Hours for which results of a finished job are kept."""
     audit: Path | None = None
     """Audit log, JSON lines, appended to; None keeps none."""
+    audit_repository: str = ""
+    """Where it goes as DICOM audit messages too: tls://HOST:PORT or udp://HOST:PORT (syslog)."""
+    audit_authorities: Path | None = None
+    """Certificate authorities of the repository, PEM; the system's by default."""
+
+    def __post_init__(self) -> None:
+        if self.audit_repository and self.audit is None:
+            raise ConfigError("storage.audit_repository needs storage.audit, from which it is sent")
 
 
 @dataclass(frozen=True)
@@ -185,7 +193,7 @@ class Archive:
     token_env: str = ""
     """Environment variable with that token, where there is no file."""
     authorities: Path | None = None
-    """Certificate authorities of the URL, PEM; the system's by default."""
+    """Certificate authorities of the archive, PEM; the system's by default."""
     host: str = ""
     """Its address for C-STORE."""
     port: int = 104
@@ -194,6 +202,12 @@ class Archive:
     """Its AE title."""
     own_title: str = "MEDQUA"
     """AE title that is shown to it."""
+    tls: bool = False
+    """Whether C-STORE goes over TLS; then `port` is often 2762."""
+    certificate: Path | None = None
+    """Certificate that is shown to it by C-STORE, PEM."""
+    private_key: Path | None = None
+    """Its private key, PEM."""
     answer_seconds: float = 30.0
     """Wait for its answer, in seconds."""
     attempts: int = 40
@@ -217,6 +231,12 @@ class Archive:
             raise ConfigError("an archive by C-STORE needs both archive.host and archive.title")
         if (self.token_file or self.token_env) and not self.url:
             raise ConfigError("archive.token_file and token_env go with archive.url")
+        if self.tls and not self.host:
+            raise ConfigError("archive.tls goes with archive.host; a URL says https itself")
+        if self.certificate and not self.tls:
+            raise ConfigError("archive.certificate goes with archive.tls, for C-STORE")
+        if (self.certificate is None) != (self.private_key is None):
+            raise ConfigError("TLS needs both archive.certificate and archive.private_key")
 
 
 @dataclass(frozen=True)
@@ -230,9 +250,22 @@ class Door:
     title: str = "MEDQUA"
     """Own AE title; peers must call it."""
     host: str = "127.0.0.1"
-    """Address to listen on. AE titles are no authentication: keep it in the archive's network."""
+    """Address to listen on. AE titles are no authentication: keep it in the archive's network, or
+    ask for certificates."""
     port: int = 11112
     """TCP port; 0 takes a free one."""
+    certificate: Path | None = None
+    """TLS certificate chain, PEM; None listens without TLS."""
+    private_key: Path | None = None
+    """Its private key, PEM."""
+    authorities: Path | None = None
+    """Certificate authorities, PEM: peers must then show a certificate of theirs."""
+
+    def __post_init__(self) -> None:
+        if (self.certificate is None) != (self.private_key is None):
+            raise ConfigError("TLS needs both door.certificate and door.private_key")
+        if self.authorities and not self.certificate:
+            raise ConfigError("door.authorities goes with door.certificate")
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from medqua.core.errors import ConfigError, MedQuaError
-from medqua.serve.audit import AuditLog
+from medqua.serve.audit import AuditLog, Repository
 from medqua.serve.http.guard import Guard, problem
 from medqua.serve.http.metrics import log
 from medqua.serve.http.routes import findings, health, inference_protocol, stow
@@ -94,6 +94,13 @@ async def _running(
     try:
         if storage.audit is not None:
             service.audit = AuditLog(storage.audit)
+            if storage.audit_repository:
+                service.repository = Repository(
+                    storage.audit, storage.audit_repository, settings.report.device,
+                    storage.audit_authorities,
+                )  # fmt: skip
+                service.metrics.watch_repository(service.repository)
+            service.audit.record_activity("start")
         if storage.spool is not None:
             service.jobs = JobStore(storage.spool, storage.spool_bytes)
         observer = service.metrics.observer()
@@ -114,6 +121,9 @@ async def _running(
         if service.jobs is not None:
             service.jobs.close()
         if service.audit is not None:
+            service.audit.record_activity("stop")
+            if service.repository is not None:
+                await asyncio.to_thread(service.repository.close)
             service.audit.close()
 
 

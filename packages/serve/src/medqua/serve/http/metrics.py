@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from medqua.serve.audit import Repository
 from medqua.serve.http.guard import Ended
 from medqua.serve.jobs.outgoing import Outgoing
 from medqua.serve.jobs.store import JobStore
@@ -69,6 +70,12 @@ class Metrics:
             ("medqua_reports_owed", "Reports to be written and sent.", lambda: store.counts()[1]),
         ):
             Gauge(name, help_, registry=self.registry).set_function(value)
+
+    def watch_repository(self, repository: Repository) -> None:
+        """Add a gauge of what the audit repository has not got."""
+        Gauge(
+            "medqua_audit_unsent_bytes", "Bytes of the audit log not sent.", registry=self.registry
+        ).set_function(lambda: repository.waiting)
 
     def watch_outgoing(self, outgoing: Outgoing) -> None:
         """Add numbers of the outbox."""

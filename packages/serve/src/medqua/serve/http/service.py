@@ -11,7 +11,7 @@ from fastapi import Request
 from starlette.responses import Response
 
 from medqua.core.errors import MedQuaError
-from medqua.serve.audit import AuditLog
+from medqua.serve.audit import AuditLog, Repository
 from medqua.serve.http.metrics import Metrics
 from medqua.serve.jobs.incoming import Inbox
 from medqua.serve.jobs.outgoing import Outgoing
@@ -55,6 +55,8 @@ class Service:
     """Where they come in by C-STORE."""
     audit: AuditLog | None = None
     """Who asked what."""
+    repository: Repository | None = None
+    """The hospital's, to which that goes too."""
     failure: MedQuaError | None = None
     """Why the app could not start."""
     draining: bool = False

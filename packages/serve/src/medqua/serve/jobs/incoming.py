@@ -8,6 +8,7 @@ from medqua.serve.audit import AuditLog
 from medqua.serve.jobs.store import JobStore, SpoolFullError
 from medqua.serve.pacs.dimse import Keeps, StorePort, StorePortOptions
 from medqua.serve.pacs.errors import SpoolError
+from medqua.serve.pacs.tls import Certificates
 from medqua.serve.settings import Settings
 from medqua.serve.zip_archive import Part
 
@@ -81,12 +82,16 @@ def open_door(inbox: Keeps, settings: Settings) -> StorePort:
     """Listen for C-STORE.
 
     Raises:
-        ConfigError: A title is none, or the port cannot be listened on.
+        ConfigError: A title or a certificate is none, or the port cannot be listened on.
     """
     door, limits = settings.door, settings.limits
+    certificates = None
+    if door.certificate is not None:
+        certificates = Certificates(door.certificate, door.private_key, door.authorities)
     options = StorePortOptions(
         door.peers, door.title, door.host, door.port,
         object_bytes=limits.file_bytes, object_seconds=2 * limits.body_seconds,
+        certificates=certificates,
     )  # fmt: skip
     return StorePort(inbox, options)
 

@@ -21,6 +21,7 @@ from medqua.serve.pacs.dicomweb import DicomWebArchive
 from medqua.serve.pacs.dimse import DimseArchive
 from medqua.serve.pacs.errors import PacsUnreachableError, SpoolError
 from medqua.serve.pacs.spool import Spool
+from medqua.serve.pacs.tls import Certificates
 from medqua.serve.processes.clerk import Clerk, ReportError, objects_of
 from medqua.serve.settings import Archive, Settings
 
@@ -37,12 +38,19 @@ def sender(archive: Archive) -> Send:
     """Return what stores an object in an archive.
 
     Raises:
-        ConfigError: Its token is nowhere.
+        ConfigError: Its token is nowhere, or a certificate is none.
     """
     if archive.host:
+        certificates = None
+        if archive.tls:
+            certificates = Certificates(
+                archive.certificate, archive.private_key, archive.authorities
+            )
+            certificates.for_archive()
         return DimseArchive(
-            archive.host, archive.port, archive.title, archive.own_title, archive.answer_seconds
-        )
+            archive.host, archive.port, archive.title, archive.own_title,
+            archive.answer_seconds, certificates,
+        )  # fmt: skip
     _token(archive)
 
     def send(data: bytes) -> None:

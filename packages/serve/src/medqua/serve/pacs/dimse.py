@@ -35,6 +35,7 @@ from medqua.serve.pacs.errors import (
     PacsUnreachableError,
     SpoolError,
 )
+from medqua.serve.pacs.tls import Certificates
 
 log = logging.getLogger(__name__)
 
@@ -86,6 +87,8 @@ class StorePortOptions:
     """Silence after which an association is ended, in seconds."""
     object_seconds: float = 120.0
     """Time in which one object must have arrived, in seconds."""
+    certificates: Certificates | None = None
+    """Ours, and who vouches for the peers'; None listens without TLS."""
 
     def __post_init__(self) -> None:
         if not self.peers:
@@ -104,7 +107,7 @@ class StorePort:
         received: Called with an object's name once it is on disk.
 
     Raises:
-        ConfigError: The port cannot be listened on.
+        ConfigError: The port cannot be listened on, or a certificate is none.
     """
 
     def __init__(
@@ -116,6 +119,7 @@ class StorePort:
         self._spool, self._options, self._received = spool, options, received
         self._arriving: dict[int, tuple[float, int]] = {}
         self._lock = threading.Lock()
+        certificates = options.certificates
         ae = AE(ae_title=options.title)
         ae.require_called_aet = True
         ae.require_calling_aet = list(options.peers)
@@ -132,7 +136,10 @@ class StorePort:
         ]
         try:
             server = ae.start_server(
-                (options.host, options.port), block=False, evt_handlers=handlers
+                (options.host, options.port),
+                block=False,
+                ssl_context=None if certificates is None else certificates.for_peers(),
+                evt_handlers=handlers,
             )
         except OSError as error:
             raise ConfigError(
@@ -210,6 +217,8 @@ class DimseArchive:
     """AE title that is shown to it."""
     seconds: float = 30.0
     """Wait for a connection and for each answer, in seconds."""
+    certificates: Certificates | None = None
+    """Ours, and who vouches for the archive's; None connects without TLS."""
 
     def echo(self) -> None:
         """Ask whether it is there (C-ECHO).
@@ -237,7 +246,10 @@ class DimseArchive:
         ae.network_timeout = self.seconds
         ae.add_requested_context(sop_class, syntax)
         start = time.monotonic()
-        link = ae.associate(self.host, self.port, ae_title=self.title)
+        tls = None
+        if self.certificates is not None:
+            tls = self.certificates.for_archive(), self.host
+        link = ae.associate(self.host, self.port, ae_title=self.title, tls_args=tls)
         late = time.monotonic() - start >= self.seconds
         if link.is_rejected:
             raise PacsRejectedError("the archive refuses the association; check both AE titles")
@@ -246,7 +258,10 @@ class DimseArchive:
                 raise PacsRejectedError("the archive does not take this class of object")
             if late:
                 raise PacsTimeoutError(f"no association within {self.seconds:g} s")
-            raise PacsUnreachableError("the archive cannot be reached; check host and port")
+            raise PacsUnreachableError(
+                "the archive cannot be reached; check host and port"
+                + (", and the certificates of both sides" if tls else "")
+            )
         start = time.monotonic()
         try:
             status = ask(link)

@@ -1,4 +1,4 @@
-"""Who asked what, when, and what they were told: an append-only file of JSON lines.
+"""The audit log: an append-only file of JSON lines.
 
 Files and answers stand in it by their SHA-256, so that it proves what was said without holding
 it. Every line carries the hash of the one before: a line that was changed or taken out later
@@ -76,6 +76,14 @@ class AuditLog:
             os.write(self._file, line)
             os.fdatasync(self._file)
             self._last = _digest(line)
+
+    def record_activity(self, action: str) -> None:
+        """Append that the service has started, or is about to end.
+
+        Args:
+            action: `start` or `stop`.
+        """
+        self.record(who="service", request_id="", action=action, what=(), outcome=(), result="")
 
     def close(self) -> None:
         """Close the file."""
