@@ -16,7 +16,7 @@ from pydicom import dcmread
 from medqua.core.errors import DataError
 from medqua.core.model import Bundle
 from medqua.serve.objects.identity import is_own
-from medqua.serve.offline.run import _paths, run_batch
+from medqua.serve.offline.run import paths_of, run_batch
 from medqua.serve.processes.batcher import BATCH_TOLERANCE
 from medqua.serve.settings import Batching, Settings
 
@@ -85,13 +85,13 @@ def test_manifests_name_files_from_their_own_folder(tmp_path: Path):
     table.write_csv(tmp_path / "m.csv")
     table.write_parquet(tmp_path / "m.parquet")
     for name in ("m.csv", "m.parquet"):
-        assert list(_paths(tmp_path / name)) == [tmp_path / "a.png", Path("/abs/b.png")]
+        assert list(paths_of(tmp_path / name)) == [tmp_path / "a.png", Path("/abs/b.png")]
     pl.DataFrame({"id": [1]}).write_csv(tmp_path / "no.csv")
     with pytest.raises(DataError, match="columns id: needed is one of path"):
-        list(_paths(tmp_path / "no.csv"))
+        list(paths_of(tmp_path / "no.csv"))
     (tmp_path / "bad.parquet").write_bytes(b"bad")
     with pytest.raises(DataError, match="cannot be read as a table"):
-        list(_paths(tmp_path / "bad.parquet"))
+        list(paths_of(tmp_path / "bad.parquet"))
 
 
 @pytest.mark.anyio

@@ -17,6 +17,7 @@ import typer
 
 from medqua.core.console import run
 from medqua.core.errors import ConfigError
+from medqua.serve.cluster.commands import app as cluster
 
 if TYPE_CHECKING:
     from medqua.core.model.bundle import Bundle
@@ -30,6 +31,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
+app.add_typer(cluster, name="cluster")
 
 
 @app.command()

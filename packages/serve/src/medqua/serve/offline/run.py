@@ -8,7 +8,7 @@ way goes on where it was.
 import asyncio
 import time
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Any
 
 from medqua.core.errors import DataError, ImageError, MedQuaError
 from medqua.core.vision.limits import read_bytes
+from medqua.serve.inference.engine import Model
 from medqua.serve.jobs.runner import PATIENCE
 from medqua.serve.jobs.tables import parquet, tabulate, write_whole
 from medqua.serve.offline.journal import Journal
@@ -70,25 +71,16 @@ async def run_batch(
         ConfigError: A run of something else left its journal at this output.
         BundleError: The model cannot be opened.
     """
-    if not source.exists():
-        raise DataError(f"{source} is not there: give a folder, a ZIP or a manifest")
-    if output.suffix.lower() != ".parquet":
-        raise DataError(f"{output}: name the table with the suffix .parquet")
-    output.parent.mkdir(parents=True, exist_ok=True)
+    check_paths(source, output)
     async with Reader.open(model, settings) as reader:
-        run: dict[str, Any] = {
-            "provenance": dict(reader.model.provenance), "source": str(source.resolve())
-        }  # fmt: skip
         reports: Reports | None = None
         if sr is not None:
-            sr.mkdir(parents=True, exist_ok=True)
-            run["sr"] = str(sr.resolve())
             reports = Reports(sr, reader, Clerk(settings.batching.decoders))
-        journal = Journal(output.with_name(output.name + ".journal"), run)
+        journal = open_journal(output, source, sr, reader.model)
         try:
             resumed = len(journal.done)
             await _answer_all(reader, source, journal, reports, progress)
-            summary = await asyncio.to_thread(_write, journal, output, reader)
+            summary = await asyncio.to_thread(write_table, journal, output, reader.model)
         except BaseException:
             journal.close()
             raise
@@ -97,6 +89,34 @@ async def run_batch(
                 reports.clerk.close()
         journal.close(delete=True)
     return Summary(summary[0], summary[1], resumed, summary[2])
+
+
+def check_paths(source: Path, output: Path) -> None:
+    """Refuse a source that is not there and a table of another kind; make the table's folder.
+
+    Raises:
+        DataError: One of them is wrong.
+    """
+    if not source.exists():
+        raise DataError(f"{source} is not there: give a folder, a ZIP or a manifest")
+    if output.suffix.lower() != ".parquet":
+        raise DataError(f"{output}: name the table with the suffix .parquet")
+    output.parent.mkdir(parents=True, exist_ok=True)
+
+
+def open_journal(output: Path, source: Path, sr: Path | None, model: Model) -> Journal:
+    """Open the journal of a run, and make its folder of reports.
+
+    Raises:
+        ConfigError: A run of something else left its journal at this output.
+    """
+    run: dict[str, Any] = {
+        "provenance": dict(model.provenance), "source": str(source.resolve())
+    }  # fmt: skip
+    if sr is not None:
+        sr.mkdir(parents=True, exist_ok=True)
+        run["sr"] = str(sr.resolve())
+    return Journal(output.with_name(output.name + ".journal"), run)
 
 
 @dataclass(frozen=True)
@@ -146,14 +166,7 @@ async def _answer_all(
 
     async def one(part: Part) -> None:
         try:
-            if part.content is None:
-                answer = refused(part.name, 422, part.refusal or MedQuaError("no content"))
-            else:
-                answer = await _read(reader, part.name, part.content)
-            told = answer.to_dict()
-            if reports is not None:
-                told["report"] = await reports.write(part.content or b"", answer)
-            journal.add(told)
+            journal.add(await answer_part(reader, part, reports))
             progress(len(journal.done), found)
         finally:
             window.release()
@@ -172,6 +185,18 @@ async def _answer_all(
             group.create_task(one(part))
 
 
+async def answer_part(reader: Reader, part: Part, reports: Reports | None) -> dict[str, Any]:
+    """Answer one file; plain JSON values, with the UID of its report where reports are written."""
+    if part.content is None:
+        answer = refused(part.name, 422, part.refusal or MedQuaError("no content"))
+    else:
+        answer = await _read(reader, part.name, part.content)
+    told = answer.to_dict()
+    if reports is not None:
+        told["report"] = await reports.write(part.content or b"", answer)
+    return told
+
+
 async def _read(reader: Reader, name: str, content: bytes) -> Answer:
     await reader.batcher.wait_to_enter()
     return await reader.read(
@@ -183,20 +208,24 @@ async def _read(reader: Reader, name: str, content: bytes) -> Answer:
     )
 
 
-def _parts(source: Path, settings: Settings, done: Iterable[str]) -> Iterator[Part]:
+def _parts(source: Path, settings: Settings, done: Container[str]) -> Iterator[Part]:
     """Yield the files of a source that are not done."""
-    limits = decoding_limits(settings.limits)
-    for path in _paths(source):
-        if path.suffix.lower() == ".zip":
-            yield from _unzip(path, settings, done)
-        elif (name := str(path)) not in done:
-            try:
-                yield Part(name, read_bytes(path, limits))
-            except ImageError as error:
-                yield Part(name, None, error)
+    for path in paths_of(source):
+        yield from parts_of(path, settings, done)
 
 
-def _unzip(path: Path, settings: Settings, done: Iterable[str]) -> Iterator[Part]:
+def parts_of(path: Path, settings: Settings, done: Container[str]) -> Iterator[Part]:
+    """Yield what is not done of a file, or of the files in a ZIP."""
+    if path.suffix.lower() == ".zip":
+        yield from _unzip(path, settings, done)
+    elif (name := str(path)) not in done:
+        try:
+            yield Part(name, read_bytes(path, decoding_limits(settings.limits)))
+        except ImageError as error:
+            yield Part(name, None, error)
+
+
+def _unzip(path: Path, settings: Settings, done: Container[str]) -> Iterator[Part]:
     try:
         content = read_bytes(path)
         for part in unpack(str(path), content, settings.limits):
@@ -207,7 +236,7 @@ def _unzip(path: Path, settings: Settings, done: Iterable[str]) -> Iterator[Part
             yield Part(str(path), None, error)
 
 
-def _paths(source: Path) -> Iterator[Path]:
+def paths_of(source: Path) -> Iterator[Path]:
     """Yield the files that a source names; a folder's images, then its ZIPs."""
     if source.suffix.lower() in MANIFESTS and source.is_file():
         yield from _manifest(source)
@@ -237,8 +266,12 @@ def _manifest(file: Path) -> Iterator[Path]:
         yield file.parent / path
 
 
-def _write(journal: Journal, output: Path, reader: Reader) -> tuple[int, int, int]:
-    model = reader.model
+def write_table(journal: Journal, output: Path, model: Model) -> tuple[int, int, int]:
+    """Write the table of a journal.
+
+    Returns:
+        Its rows, those with findings, those with a report.
+    """
     answers: list[Mapping[str, Any]] = list(journal.answers())
     write_whole(output, parquet(tabulate(answers, model.labels), model.provenance))
     read = sum(answer["findings"] is not None for answer in answers)
