@@ -102,10 +102,13 @@ def test_a_server_that_is_gone_is_named_and_what_was_open_is_there_when_it_is_ba
 
 def test_files_are_opened_by_keys_alone(app):
     button = app.page.get_by_role("button", name="Open files")
-    for _ in range(12):
+    button.wait_for()
+    focused = "(e) => e === document.activeElement"
+    for _ in range(20):
         app.page.keyboard.press("Tab")
-        if button.evaluate("(e) => e === document.activeElement"):
+        if button.evaluate(focused):
             break
+    assert button.evaluate(focused)
     with app.page.expect_file_chooser() as chosen:
         app.page.keyboard.press("Enter")
     chosen.value.set_files(SAMPLES / "phantom-lateral.dcm")
