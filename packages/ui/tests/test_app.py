@@ -197,3 +197,39 @@ def test_research_use_is_in_sight_and_names_are_given_to_controls(app):
         " !(e.textContent.trim() || e.ariaLabel || e.labels?.length)).length"
     )
     assert unnamed == 0
+
+
+def test_one_finger_does_what_the_tool_says_and_two_pinch(context, app, chest: Path):
+    """Touches as the browser makes them of a screen's, not events made by a script."""
+    app.drop(chest)
+    app.shown()
+    frame, touch = app.viewer, context.new_cdp_session(app.page)
+    box = app.page.locator("iframe#viewer").bounding_box()
+    stage = frame.locator("#stage").bounding_box()
+    assert box is not None
+    assert stage is not None
+    x, y = stage["x"] + stage["width"] / 2, stage["y"] + stage["height"] / 2
+
+    def fingers(kind: str, *points: tuple[float, float]) -> None:
+        told = [{"x": px, "y": py, "id": number} for number, (px, py) in enumerate(points)]
+        touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": told})
+
+    state = "() => [viewer.voi.width, viewer.voi.center, viewer.pose.scale, viewer.rulers.length]"
+    width, centre, scale, _ = frame.evaluate(state)
+    fingers("touchStart", (x, y))
+    fingers("touchMove", (x + 20, y))
+    fingers("touchEnd")
+    wider, same, unzoomed, _ = frame.evaluate(state)
+    assert wider > width
+    assert (same, unzoomed) == (centre, scale)
+    fingers("touchStart", (x - 30, y), (x + 30, y))
+    fingers("touchMove", (x - 60, y), (x + 60, y))
+    fingers("touchEnd")
+    unchanged, _, zoomed, _ = frame.evaluate(state)
+    assert unchanged == wider
+    assert zoomed == pytest.approx(2 * scale, rel=0.02)
+    frame.locator("[data-tool=ruler]").click()
+    fingers("touchStart", (x, y))
+    fingers("touchMove", (x + 50, y))
+    fingers("touchEnd")
+    assert frame.evaluate(state)[3] == 1

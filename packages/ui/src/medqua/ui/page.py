@@ -19,18 +19,6 @@ REVEAL, HIDE = "Reveal personal data", "Hide personal data"
 NO_MODEL = "No model is loaded: start without --pictures-only to see findings."
 ENDED = "This session has ended. Reload the page."
 
-_TO_VIEWER = """(name) => {
-  const frame = document.getElementById("viewer");
-  const wish = name ? {open: name} : {close: true};
-  const tell = () => frame.contentWindow.postMessage(wish, location.origin);
-  if (frame.contentDocument?.readyState === "complete" && frame.contentWindow.viewer) tell();
-  else window.addEventListener("message", function ready(event) {
-    if (event.source !== frame.contentWindow || event.data?.viewer !== "ready") return;
-    window.removeEventListener("message", ready);
-    tell();
-  });
-}"""
-
 _OVERLAY_TO_VIEWER = """(text) => {
   if (!text) return;
   const frame = document.getElementById("viewer");
@@ -72,6 +60,7 @@ def build_page(
         opened = gr.Textbox("", visible="hidden", elem_id="opened", show_label=False)
         again = gr.Textbox("", visible="hidden", elem_id="again", show_label=False)
         overlay = gr.Textbox("", visible="hidden", elem_id="overlay", show_label=False)
+        looked_at = gr.Textbox("", visible="hidden", elem_id="looked-at", show_label=False)
         explain = gr.Button("Explain", visible="hidden", elem_id="explain")
         with gr.Row(elem_id="work"):
             with gr.Column(scale=2, min_width=240, elem_id="left"):
@@ -94,13 +83,12 @@ def build_page(
                     tags = gr.HTML(pieces.no_findings("Open a study."), elem_id="tags")
                 with gr.Tab("Out") as third:
                     gr.HTML(workplace.OUT)
-                quantum_tab(opened, acts.reading)
+                quantum_tab(opened, looked_at, acts.reading)
                 with gr.Tab("Help") as last:
                     gr.Markdown(pieces.HELP)
                 for tab in (first, second, third, last):
                     narrow_on(tab)
     with page:
-        opened.change(None, opened, None, js=_TO_VIEWER, api_visibility="private")
         opened.change(
             acts.header, [opened, look], [tags, reveal], show_progress="hidden",
             concurrency_limit=None, api_visibility="private",

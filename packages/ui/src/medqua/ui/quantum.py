@@ -12,18 +12,23 @@ from medqua.ui.findings import Reading
 
 NOTHING = "Open a study that the model reads: its circuits, routes and depths are shown here."
 
-_WIDE = "() => document.getElementById('work').classList.add('wide')"
+_WIDE = """(name) => {
+  document.getElementById("work").classList.add("wide");
+  return name;
+}"""
+_IF_WIDE = "(name) => (document.getElementById('work').classList.contains('wide') ? name : '')"
 _NARROW = "() => document.getElementById('work').classList.remove('wide')"
 
 Ask = Callable[[str, gr.Request], Reading | None]
 """Gives the reading of a study, by its name, to the session that asks."""
 
 
-def quantum_tab(opened: gr.Textbox, ask: Ask) -> None:
+def quantum_tab(opened: gr.Textbox, looked_at: gr.Textbox, ask: Ask) -> None:
     """Add the page as a tab of the tabs under construction.
 
     Args:
         opened: Name of the study in view.
+        looked_at: The same while the tab is in view, else empty.
         ask: Gives its reading.
     """
     acts = _Acts(ask)
@@ -39,9 +44,11 @@ def quantum_tab(opened: gr.Textbox, ask: Ask) -> None:
             noise = gr.Slider(0, 0.2, 0, step=0.005, label="Error after a CNOT")
         run = gr.Button("Run on the target", size="sm", elem_id="run")
         compared = gr.HTML(elem_id="compared")
-    tab.select(None, None, None, js=_WIDE, api_visibility="private")
-    gr.on(
-        [tab.select, opened.change], acts.show, [opened, layer], [layer, drawn, compared],
+    # Gradio sends what one change starts one by one: figures nobody looks at would hold findings up
+    tab.select(None, opened, looked_at, js=_WIDE, api_visibility="private")
+    opened.change(None, opened, looked_at, js=_IF_WIDE, api_visibility="private")
+    looked_at.change(
+        acts.show, [looked_at, layer], [layer, drawn, compared],
         show_progress="hidden", api_visibility="private", trigger_mode="always_last",
     )  # fmt: skip
     layer.input(

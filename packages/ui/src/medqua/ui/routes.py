@@ -17,6 +17,10 @@ AROUND = Path(__file__).parent / "static"
 """What moves the page around it."""
 
 
+class _Pixels(FileResponse):
+    chunk_size = 1 << 20  # each piece costs a turn of the event loop and one of its threads
+
+
 def viewer_routes(sessions: Sessions) -> list[BaseRoute]:
     """Return the routes under `/viewer`.
 
@@ -48,7 +52,7 @@ def viewer_routes(sessions: Sessions) -> list[BaseRoute]:
         ):
             path = await run_in_threadpool(study.compressed)
             headers["Content-Encoding"] = "gzip"
-        return FileResponse(path, media_type="application/octet-stream", headers=headers)
+        return _Pixels(path, media_type="application/octet-stream", headers=headers)
 
     return [
         Route("/viewer/studies/{name}/description", description),

@@ -32,9 +32,21 @@ function open(name) {
   const now = state.studies.find((study) => study.name === name)?.patient;
   if (name === compare.other || !now || now !== before) compare.end(); // never two patients side by side
   state.opened = name;
+  show();
   tell("opened", name);
   draw();
 }
+
+/** Have the viewer show the open study, at once: Gradio takes its time. */
+function show() {
+  const { contentWindow: viewer } = part("viewer");
+  if (!viewer?.viewer) return; // it will say that it is ready
+  viewer.postMessage(state.opened ? { open: state.opened } : { close: true }, location.origin);
+}
+
+window.addEventListener("message", (event) => {
+  if (event.source === part("viewer").contentWindow && event.data?.viewer === "ready" && state.opened) show();
+});
 
 async function ask(path, options = {}) {
   const answer = await fetch(path, { cache: "no-store", ...options });

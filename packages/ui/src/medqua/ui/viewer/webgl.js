@@ -44,14 +44,25 @@ void main() {
   colour = vec4(grey, grey, grey, 1);
 }`;
 
+const SOFTWARE = /swiftshader|llvmpipe|softpipe|software|basic render/i;
+
+/** Tell on a canvas of its own, since one has one context for life. Not every browser keeps to the caveat. */
+function drawnByGpu() {
+  const gl = document.createElement("canvas").getContext("webgl2", { failIfMajorPerformanceCaveat: true });
+  if (!gl) return false;
+  const known = gl.getExtension("WEBGL_debug_renderer_info");
+  const name = gl.getParameter(known ? known.UNMASKED_RENDERER_WEBGL : gl.RENDERER);
+  gl.getExtension("WEBGL_lose_context")?.loseContext();
+  return !SOFTWARE.test(name);
+}
+
 export class WebGLRenderer {
   name = "WebGL2";
 
   /** Null where WebGL2 is absent or, unless insisted on, drawn without a GPU: 2D is faster then. */
   static create(canvas, insist) {
-    const gl = canvas.getContext("webgl2", {
-      alpha: false, antialias: false, depth: false, failIfMajorPerformanceCaveat: !insist,
-    });
+    if (!insist && !drawnByGpu()) return null;
+    const gl = canvas.getContext("webgl2", { alpha: false, antialias: false, depth: false });
     return gl ? new WebGLRenderer(canvas, gl) : null;
   }
 
