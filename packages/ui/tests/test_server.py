@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from medqua.core.errors import ConfigError
@@ -78,7 +79,6 @@ def test_findings_are_the_same_both_ways_and_a_lost_engine_is_found_again(
     there = server.read("name of a patient.dcm", content)
     embedded = BundleReader(DEMO)
     here = embedded.read("a.dcm", content)
-    embedded.close()
     assert here.findings is not None
     assert there.findings is not None
     assert [row.label for row in there.rows] == [row.label for row in here.rows]
@@ -88,6 +88,27 @@ def test_findings_are_the_same_both_ways_and_a_lost_engine_is_found_again(
     assert there.notes == here.notes
     assert there.provenance == here.provenance
     assert there.record["bundle"] == here.record["bundle"]
+    without = [row.classical for row in here.rows]
+    assert [row.classical for row in there.rows] == pytest.approx(without, abs=BATCH_TOLERANCE)
+    assert [row.validated for row in there.rows] == [row.validated for row in here.rows]
+    assert there.rows[0].validated is not None
+    assert there.image == here.image
+    assert there.routes is not None
+    assert here.routes is not None
+    for one, other in zip(there.routes.layers, here.routes.layers, strict=True):
+        assert one.ansatz == other.ansatz
+        assert np.array_equal(one.theta, other.theta)
+        assert np.array_equal(one.depth, other.depth)
+        assert one.gate == pytest.approx(other.gate, abs=BATCH_TOLERANCE)
+        assert one.values == pytest.approx(other.values, abs=BATCH_TOLERANCE)
+    size = (640, 560)
+    covered = server.occlude(content, size)
+    expected_cover = embedded.occlude(content, size)
+    assert covered is not None
+    assert expected_cover is not None
+    assert covered.labels == expected_cover.labels
+    assert covered.change == pytest.approx(expected_cover.change, abs=BATCH_TOLERANCE)
+    assert server.occlude(b"not an image", size) is None
 
     plan = server.read("plan.dcm", b"not an image")
     assert plan.rows == ()
@@ -96,6 +117,7 @@ def test_findings_are_the_same_both_ways_and_a_lost_engine_is_found_again(
     with pytest.raises(EngineUnavailableError, match="does not take the viewer's key"):
         stranger.read("a.dcm", content)
 
+    embedded.close()
     engine.kill()
     engine.wait(10)
     with pytest.raises(EngineUnavailableError):

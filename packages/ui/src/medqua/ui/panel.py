@@ -24,8 +24,9 @@ NOT_VALIDATED = (
 )
 
 SERVICE = (
-    "A service gave these findings. It tells probabilities alone: no classical-only result, no "
-    "intervals, no operating points, no overlays. Nothing is called."
+    "A service that runs an export gave these findings. It tells probabilities alone: no "
+    "classical-only result, no intervals, no operating points, no overlays. Nothing is called. "
+    "One that serves the bundle tells all of it."
 )
 
 KEY = """

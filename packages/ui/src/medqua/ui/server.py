@@ -2,9 +2,10 @@
 
     medqua-ui --server https://engine.example --server-key-file /etc/medqua/key
 
-The service is asked by `POST /v1/findings`, with an API key or a bearer token. A file that it
-refuses is a reading with its reason; a service that does not answer is an
-`EngineUnavailableError`, and the file is asked about again once it does.
+The service is asked by `POST /v1/explanation`, or where it runs an export, which has none, by
+`POST /v1/findings`; with an API key or a bearer token. A file that it refuses is a reading with its
+reason; a service that does not answer is an `EngineUnavailableError`, and the file is asked about
+again once it does.
 """
 
 import os
@@ -13,7 +14,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import requests
@@ -21,11 +22,22 @@ import requests
 from medqua.core.errors import ConfigError, MedQuaError
 from medqua.core.findings.labels import Code
 from medqua.core.findings.result import Finding, Findings
+from medqua.core.findings.validation import Validation
+from medqua.core.vision.image import ImageSpec
 from medqua.ui.findings import Reading, Row
+
+if TYPE_CHECKING:
+    from medqua.serve.inference.explain import Occlusion
 
 KEY_VARIABLE, TOKEN_VARIABLE = "MEDQUA_SERVER_KEY", "MEDQUA_SERVER_TOKEN"
 ASK_EVERY = 2.0
 """Seconds for which what the service said of its health is believed."""
+
+NOT_EXPLAINED = (404, 501)
+"""HTTP statuses of a service that explains nothing: an older one, or of an export."""
+
+GARBLED = (ValueError, KeyError, TypeError, AttributeError, IndexError)
+NO_SERVICE = "What answers under --server is no MedQua service of this version."
 
 LATER = (408, 429, 499, 500, 502, 503, 504)
 """HTTP statuses that are no fault of the file."""
@@ -133,10 +145,45 @@ class ServerReader:
             EngineUnavailableError: The service does not answer now.
         """
         start = time.monotonic()
+        answer = self._ask("/v1/explanation", content)
+        if answer.status_code in NOT_EXPLAINED:
+            answer = self._ask("/v1/findings", content)
+        try:
+            document = answer.json()
+            if "error" in document:
+                return self._without(answer.status_code, str(document["error"]))
+            result = document["result"] if "result" in document else document["results"][0]
+            told = document.get("explanation")
+            return _reading(result, document["provenance"], told, time.monotonic() - start)
+        except (*GARBLED, ConfigError):
+            raise EngineUnavailableError(NO_SERVICE) from None
+
+    def occlude(self, content: bytes, size: tuple[int, int]) -> "Occlusion | None":
+        """Have one region after another covered; None if the file or the service does not allow it.
+
+        Raises:
+            EngineUnavailableError: The service does not answer now.
+        """
+        answer = self._ask("/v1/explanation", content, {"rows": size[0], "columns": size[1]})
+        if answer.status_code in LATER:
+            raise EngineUnavailableError("The engine is busy; it will be asked again.")
+        if answer.status_code != 200:
+            return None
+        from medqua.serve.inference.maps import occlusion_from_dict
+
+        try:
+            return occlusion_from_dict(answer.json()["explanation"])
+        except GARBLED:
+            raise EngineUnavailableError(NO_SERVICE) from None
+
+    def _ask(
+        self, path: str, content: bytes, query: Mapping[str, int] | None = None
+    ) -> requests.Response:
         answer = self._request(
             "POST",
-            "/v1/findings",
+            path,
             data=content,
+            query=query,
             headers={"Content-Type": "application/octet-stream"},
             timeout=self._seconds,
         )
@@ -145,16 +192,7 @@ class ServerReader:
                 "The engine does not take the viewer's key or token: give another with "
                 "--server-key-file or --server-token-file."
             )
-        try:
-            document = answer.json()
-            if "results" not in document:
-                return self._without(answer.status_code, str(document["error"]))
-            (result,) = document["results"]
-            return _reading(result, document["provenance"], time.monotonic() - start)
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise EngineUnavailableError(
-                "What answers under --server is no MedQua service of this version."
-            ) from None
+        return answer
 
     def _without(self, status: int, reason: str) -> Reading:
         if status in LATER:
@@ -169,6 +207,7 @@ class ServerReader:
         timeout: float,
         data: bytes | None = None,
         headers: Mapping[str, str] | None = None,
+        query: Mapping[str, int] | None = None,
     ) -> requests.Response:
         try:
             with requests.Session() as session:
@@ -176,8 +215,8 @@ class ServerReader:
                 session.verify = self._verify
                 told = {**(headers or {}), **self._credentials.headers()}
                 return session.request(
-                    method, self._url + path, data=data, headers=told, timeout=(3.0, timeout),
-                    allow_redirects=False,
+                    method, self._url + path, data=data, headers=told, params=query,
+                    timeout=(3.0, timeout), allow_redirects=False,
                 )  # fmt: skip
         except OSError as error:  # requests' own errors are of this class
             kind = type(error).__name__
@@ -186,7 +225,12 @@ class ServerReader:
             ) from None
 
 
-def _reading(result: Mapping[str, Any], provenance: Mapping[str, Any], seconds: float) -> Reading:
+def _reading(
+    result: Mapping[str, Any],
+    provenance: Mapping[str, Any],
+    explanation: Mapping[str, Any] | None,
+    seconds: float,
+) -> Reading:
     """Turn one file's answer into a reading.
 
     Raises:
@@ -216,8 +260,23 @@ def _reading(result: Mapping[str, Any], provenance: Mapping[str, Any], seconds: 
             for finding in result["findings"]
         )
     )
-    rows = tuple(Row(finding.label, finding.probability, None) for finding in findings)
-    return Reading(rows, "", notes, told, seconds, findings, dict(provenance), service=True)
+    record = dict(provenance)
+    if explanation is None:
+        rows = tuple(Row(finding.label, finding.probability, None) for finding in findings)
+        return Reading(rows, "", notes, told, seconds, findings, record, service=True)
+    from medqua.serve.inference.maps import routes_from_dict  # torch, once
+
+    classical, validation = explanation["classical"], explanation["validation"]
+    others = [None] * len(findings) if classical is None else [c["probability"] for c in classical]
+    known = (None,) * len(findings)
+    validated = known if validation is None else Validation.from_dict(validation).labels
+    rows = tuple(
+        Row(finding.label, finding.probability, other and float(other), label)
+        for finding, other, label in zip(findings, others, validated, strict=True)
+    )
+    routes = explanation["routes"] and routes_from_dict(explanation["routes"])
+    image = ImageSpec.from_dict(explanation["image"])
+    return Reading(rows, "", notes, told, seconds, findings, record, routes, image)
 
 
 def _text(source: Path | str) -> str:

@@ -22,7 +22,7 @@ from medqua.core.errors import ConfigError, MedQuaError
 from medqua.serve.audit import AuditLog, Repository
 from medqua.serve.http.guard import Guard, problem
 from medqua.serve.http.metrics import log
-from medqua.serve.http.routes import findings, health, inference_protocol, stow
+from medqua.serve.http.routes import explanation, findings, health, inference_protocol, stow
 from medqua.serve.http.routes import jobs as job_routes
 from medqua.serve.http.security import check_routes, make_authenticator
 from medqua.serve.http.service import ClientGoneError, Service
@@ -68,7 +68,7 @@ def create_app(
     )
     app.state.service = service
     app.state.authenticator = make_authenticator(settings)
-    ours = (findings, job_routes, stow, inference_protocol, health)
+    ours = (findings, explanation, job_routes, stow, inference_protocol, health)
     for router in (*(module.router for module in ours), *routers):
         app.router.routes.extend(router.routes)  # plain routes, so that `check_routes` sees each
     app.add_middleware(Guard, settings=settings, ended=service.metrics.ended)

@@ -51,6 +51,15 @@ class FindingsDocument(BaseModel):
     results: list[AnswerDocument]
 
 
+class ExplanationDocument(BaseModel):
+    """One file's findings, and how they came about."""
+
+    request_id: str
+    provenance: dict[str, Any]
+    result: AnswerDocument
+    explanation: dict[str, Any] | None
+
+
 class JobDocument(BaseModel):
     """How far a job is."""
 
@@ -155,6 +164,24 @@ STORED_EXAMPLE = {
         ],
     },
 }
+
+
+def inlined(schema: dict[str, Any]) -> dict[str, Any]:
+    """Return a JSON schema with its own definitions where they are named.
+
+    Their references count from the root of a document, which in OpenAPI is another.
+    """
+    known = schema.get("$defs", {})
+
+    def inside(value: Any) -> Any:
+        if isinstance(value, dict):
+            if isinstance(name := value.get("$ref"), str):
+                return inside(known[name.removeprefix("#/$defs/")])
+            return {key: inside(item) for key, item in value.items() if key != "$defs"}
+        return [inside(item) for item in value] if isinstance(value, list) else value
+
+    told: dict[str, Any] = inside(schema)
+    return told
 
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:

@@ -45,6 +45,21 @@ class Model:
     """How a file becomes an image."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
     """What produces the results."""
+    explains: bool = False
+    """Whether it tells how its answers came about."""
+
+
+@runtime_checkable
+class Explains(Protocol):
+    """An engine that tells how its answers came about."""
+
+    def explain(self, image: np.ndarray) -> dict[str, Any]:
+        """Explain the findings of one image `[H, W]` float32 in [0, 1]; plain JSON values."""
+        ...
+
+    def occlude(self, image: np.ndarray, inside: tuple[int, int, int, int]) -> dict[str, Any]:
+        """Tell what covering each region does; `inside` is left, top, width and height."""
+        ...
 
 
 class BundleEngine:
@@ -89,6 +104,42 @@ class BundleEngine:
     def provenance(self) -> Mapping[str, Any]:
         """Return what produces the results, as plain JSON values."""
         return self._provenance
+
+    def explain(self, image: np.ndarray) -> dict[str, Any]:
+        """Name the findings of one image as `read` does, and tell how they came about.
+
+        Returns:
+            `findings`; `classical`, the same without the quantum path, or None without one;
+            `routes` as of `medqua.serve.inference.maps`, or None where they are not known;
+            `validation`, what the bundle knows of its findings, or None; `image`, how a file
+            becomes the model's.
+
+        Raises:
+            BundleError: The model gives a score that is not a finite number.
+        """
+        from medqua.serve.inference.explain import explain_image
+        from medqua.serve.inference.maps import routes_to_dict
+
+        findings, routes, classical = explain_image(self._bundle, image)
+        validation = self._bundle.validation
+        return {
+            "findings": findings.to_dict()["findings"],
+            "classical": classical and classical.to_dict()["findings"],
+            "routes": routes and routes_to_dict(routes),
+            "validation": validation and validation.to_dict(),
+            "image": self._bundle.image.to_dict(),
+        }
+
+    def occlude(self, image: np.ndarray, inside: tuple[int, int, int, int]) -> dict[str, Any]:
+        """Tell what covering each region of an image with grey does to each finding.
+
+        Returns:
+            As of `medqua.serve.inference.maps.occlusion_to_dict`.
+        """
+        from medqua.serve.inference.explain import occlusion
+        from medqua.serve.inference.maps import occlusion_to_dict
+
+        return occlusion_to_dict(occlusion(self._bundle, image, inside=inside))
 
 
 def open_engine(directory: Path, device: str = "cpu", threads: int = 1) -> Engine:

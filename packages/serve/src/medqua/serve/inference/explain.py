@@ -137,6 +137,41 @@ def explain_file(bundle: Bundle, source: Source, decoder: Decoder) -> Explained:
     return Explained(result, image, told, classical)
 
 
+def explain_image(
+    bundle: Bundle, image: npt.NDArray[np.float32]
+) -> tuple[Findings, Routes | None, Findings | None]:
+    """Name the findings of one image, and tell how they came about, as `explain_file` does.
+
+    Args:
+        bundle: An opened bundle.
+        image: Grey image `[H, W]` float32 in [0, 1], read with the bundle's `ImageSpec`.
+
+    Returns:
+        The findings, what the adapters did, the findings without the quantum path.
+
+    Raises:
+        BundleError: The model gives a score that is not a finite number.
+    """
+    with _watched(bundle.classifier) as seen:
+        logits = _finite(bundle.logits([image], batch_size=1))
+    (findings,) = bundle.findings(logits)
+    try:
+        told = _laid(bundle, image, seen, logits[0])
+    except BundleError:
+        told = None
+    if not seen:
+        return findings, told, None
+    with classical_only(bundle.classifier):
+        (other,) = bundle.findings(_finite(bundle.logits([image], batch_size=1)))
+    return findings, told, other
+
+
+def _finite(logits: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    if not np.isfinite(logits).all():
+        raise BundleError("the model's scores are not all finite numbers; train it again")
+    return logits
+
+
 class _Kept(Decoder):
     """Decodes one file through another decoder, and keeps it: several things are asked of it."""
 
@@ -163,9 +198,7 @@ def routes(bundle: Bundle, image: npt.NDArray[np.float32]) -> Routes:
             score is not a finite number.
     """
     with _watched(bundle.classifier) as seen:
-        (logits,) = bundle.logits([image], batch_size=1)
-    if not np.isfinite(logits).all():
-        raise BundleError("the model's scores are not all finite numbers; train it again")
+        (logits,) = _finite(bundle.logits([image], batch_size=1))
     return _laid(bundle, image, seen, logits)
 
 

@@ -9,7 +9,7 @@ No file raises: each ends in an `Answer` that says what became of it.
 import asyncio
 import hashlib
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,11 +18,13 @@ from typing import Any
 import numpy as np
 
 from medqua.core.errors import ImageError, MedQuaError, ShapeError
+from medqua.core.vision.image import Decoded, placement
 from medqua.core.vision.scope import unstated
 from medqua.serve.inference.engine import Model
 from medqua.serve.objects.heads import refuse_own
 from medqua.serve.processes.batcher import Batcher, BatchError, DeadlineError, Priority
 from medqua.serve.processes.decoding import Decoders, decoding_limits
+from medqua.serve.processes.worker import Explain
 from medqua.serve.processes.workers import WorkerLostError, Workers
 from medqua.serve.settings import Settings
 
@@ -166,8 +168,13 @@ class Reader:
         if not admitted:
             self.batcher.enter()
         start = time.monotonic()
+        until = deadline or self.deadline()
+
+        async def submit(decoded: Decoded) -> dict[str, Any]:
+            return await self.batcher.submit(decoded.image, until, priority)
+
         try:
-            answer = await self._answer(content, deadline or self.deadline(), priority)
+            answer = await self._answer(content, until, submit)
         finally:
             self.batcher.leave()
         answer = replace(answer, source=name, seconds=time.monotonic() - start)
@@ -185,7 +192,54 @@ class Reader:
         """
         return await self.batcher.submit(image, deadline, priority)
 
-    async def _answer(self, content: bytes, deadline: float, priority: Priority) -> Answer:
+    async def explain(
+        self, content: bytes, deadline: float, covering: tuple[int, int] | None = None
+    ) -> tuple[Answer, dict[str, Any] | None]:
+        """Answer one file, and tell how the answer came about.
+
+        Args:
+            content: DICOM, JPG or PNG.
+            deadline: As `deadline()` gives it.
+            covering: Rows and columns of the file: its regions are covered in turn instead, and
+                the answer has no findings.
+
+        Returns:
+            The answer; and what `Explains` tells, None where there is none.
+
+        Raises:
+            OverloadError: No place is free.
+        """
+        self.batcher.enter()
+        start = time.monotonic()
+        told: dict[str, Any] | None = None
+
+        async def read(decoded: Decoded) -> dict[str, Any]:
+            nonlocal told
+            wanted = Explain(decoded.image)
+            if covering is not None:
+                at = placement(*covering, self.model.image)
+                wanted = Explain(decoded.image, (at.left, at.top, at.width, at.height))
+            try:
+                async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
+                    told = await self.workers.explain(wanted)
+            except TimeoutError:
+                raise DeadlineError("not explained before its deadline; allow more") from None
+            return {"findings": told.pop("findings", ()), "quantum": None}
+
+        try:
+            answer = await self._answer(content, deadline, read)
+        finally:
+            self.batcher.leave()
+        answer = replace(answer, seconds=time.monotonic() - start)
+        self.observer.answered(answer)
+        return answer, told
+
+    async def _answer(
+        self,
+        content: bytes,
+        deadline: float,
+        read: Callable[[Decoded], Awaitable[dict[str, Any]]],
+    ) -> Answer:
         digest = await asyncio.to_thread(lambda: hashlib.sha256(content).hexdigest())
         try:
             await asyncio.to_thread(refuse_own, content)
@@ -197,7 +251,7 @@ class Reader:
                 raise DeadlineError("not decoded before its deadline; allow more time") from None
             finally:
                 self.observer.decoded(time.monotonic() - start)
-            result = await self.batcher.submit(decoded.image, deadline, priority)
+            result = await read(decoded)
         except ImageError as error:
             return refused("", 422, error, digest)
         except MedQuaError as error:

@@ -22,7 +22,7 @@ import numpy as np
 from medqua.core import errors
 from medqua.core.errors import BundleError, MedQuaError
 from medqua.serve.inference.engine import Model
-from medqua.serve.processes.worker import Answered, Failed, work
+from medqua.serve.processes.worker import Answered, Explain, Failed, work
 from medqua.serve.settings import Batching
 
 START_SECONDS = 300.0
@@ -87,8 +87,8 @@ class _Worker:
             raise BundleError(f"a worker began with {type(told).__name__}: a defect")
         return told
 
-    def ask(self, batch: np.ndarray, seconds: float) -> Answered | Failed:
-        """Have a batch `[B, H, W]` float32 read.
+    def ask(self, message: np.ndarray | Explain, seconds: float) -> Answered | Failed:
+        """Have a batch `[B, H, W]` float32 read, or an image explained.
 
         Raises:
             _LostError: The process is gone, or did not answer within `seconds`; it is ended.
@@ -96,7 +96,7 @@ class _Worker:
         try:
             if self._connection is None:
                 raise _LostError
-            self._connection.send(batch)
+            self._connection.send(message)
             answer: Answered | Failed = self._receive(seconds)
             return answer
         except (_LostError, OSError):
@@ -208,6 +208,23 @@ class Workers:
                 )
         return results
 
+    async def explain(self, wanted: Explain) -> dict[str, Any]:
+        """Have an image explained.
+
+        Raises:
+            WorkerLostError: Two workers were lost, or did not answer within `worker_seconds`.
+            MedQuaError: What the engine says of it.
+        """
+        for _ in range(2):
+            try:
+                answer = await self._hand(wanted)
+            except _LostError:
+                continue
+            if isinstance(answer, Failed):
+                raise _as_error(answer)
+            return answer.results[0]
+        raise WorkerLostError("explaining this image ended the model's process twice; try again")
+
     async def close(self) -> None:
         """End all processes."""
         for task in self._revivals:
@@ -216,11 +233,23 @@ class Workers:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def _ask(self, images: Sequence[np.ndarray]) -> list[dict[str, Any] | MedQuaError]:
+        answer = await self._hand(np.stack(images))
+        if isinstance(answer, Answered):
+            return list(answer.results)
+        if len(images) == 1:
+            return [_as_error(answer)]
+        return [(await self._ask([image]))[0] for image in images]  # one spoils no other's result
+
+    async def _hand(self, message: np.ndarray | Explain) -> Answered | Failed:
+        """Hand a message to the next free worker.
+
+        Raises:
+            _LostError: The worker was lost; another is on its way.
+        """
         worker = await self._free.get()
         loop = asyncio.get_running_loop()
-        batch = np.stack(images)
         seconds = self._batching.worker_seconds
-        call = loop.run_in_executor(self._threads, worker.ask, batch, seconds)
+        call = loop.run_in_executor(self._threads, worker.ask, message, seconds)
         try:
             answer = await call
         except _LostError:
@@ -230,11 +259,7 @@ class Workers:
             task.add_done_callback(self._revivals.discard)
             raise
         self._free.put_nowait(worker)
-        if isinstance(answer, Answered):
-            return list(answer.results)
-        if len(images) == 1:
-            return [_as_error(answer)]
-        return [(await self._ask([image]))[0] for image in images]  # one spoils no other's result
+        return answer
 
     async def _revive(self, worker: _Worker) -> None:
         """Start a worker anew, as often as it takes."""

@@ -77,13 +77,13 @@ async def status(request: Request) -> dict[str, Any]:
     "/v1/admin/outbox/revive",
     summary="Try again to send what was laid aside",
     dependencies=[Depends(Requires("admin"))],
-    responses=problems(503),
+    responses=problems(404),
 )
 async def revive(request: Request) -> dict[str, int]:
     """Let objects that were laid aside after their last attempt wait again; return how many."""
     service = service_of(request)
     if service.outgoing is None:
-        raise HTTPException(503, "this service sends no reports: set archive.url or archive.host")
+        raise HTTPException(404, "this service sends no reports: set archive.url or archive.host")
     revived = await asyncio.to_thread(service.outgoing.outbox.revive)
     await service.record(request, [], [200], str(revived).encode())
     return {"revived": revived}

@@ -23,7 +23,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from medqua.core.errors import MedQuaError
-from medqua.serve.http.documents import problems
+from medqua.serve.http.documents import inlined, problems
 from medqua.serve.http.security import Anyone, Requires
 from medqua.serve.http.service import Service, json_response, service_of, unless_gone
 from medqua.serve.http.uploads import deadline_of
@@ -157,7 +157,7 @@ async def metadata(request: Request, model: _ModelName) -> dict[str, Any]:
     openapi_extra={
         "requestBody": {
             "required": True,
-            "content": {"application/json": {"schema": InferRequest.model_json_schema()}},
+            "content": {"application/json": {"schema": inlined(InferRequest.model_json_schema())}},
         }
     },
     responses=problems(408, 413, 422, 503, 504),

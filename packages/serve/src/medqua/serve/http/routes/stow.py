@@ -98,7 +98,7 @@ async def _store(request: Request, study: str | None) -> Response:
     if not any(kind.split(";")[0].strip().lower() in _JSON for kind in accepted):
         raise HTTPException(406, f"answers are {ANSWER}")
     if service.inbox is None:
-        raise HTTPException(503, "no archive is named for reports: set archive.url or archive.host")
+        raise HTTPException(404, "no archive is named for reports: set archive.url or archive.host")
     kind = request.headers.get("content-type", "")
     if kind.split(";")[0].strip().lower() == DICOM:
         objects = [await request.body()]
