@@ -113,6 +113,8 @@ def _quantise(whole: Path, path: Path, external: bool) -> None:
     )
 
     graph = onnx.load(whole, load_external_data=False).graph
+    spared = [node.name for node in graph.node if _spared(node)]
+    spared += [f"{name}_MatMul" for name in spared]  # what becomes of a Gemm before it is judged
     with _quiet():
         quantize_dynamic(
             whole,
@@ -120,7 +122,7 @@ def _quantise(whole: Path, path: Path, external: bool) -> None:
             op_types_to_quantize=["MatMul"],
             per_channel=True,
             weight_type=QuantType.QInt8,
-            nodes_to_exclude=[node.name for node in graph.node if _spared(node)],
+            nodes_to_exclude=spared,
             use_external_data_format=external,
             extra_options={"MatMulConstBOnly": True},
         )
