@@ -35,7 +35,7 @@ def folder(tmp_path: Path, shared_data: Path, radiograph: bytes) -> Path:
 @pytest.mark.skipif(shutil.which("curl") is None, reason="no curl on this machine")
 def test_every_command_does_what_the_page_says(served, folder: Path):
     said = []
-    assert len(blocks()) == 6
+    assert len(blocks()) == 7
     for block in blocks():
         script = "set -euo pipefail\n" + block.replace("http://localhost:8080", served.url)
         script = script.replace("curl -s ", "curl -sS --fail-with-body -w '\\n' ")
