@@ -21,7 +21,6 @@ from medqua.ui.deidentify import deidentify
 from medqua.ui.desk import Desk
 from medqua.ui.exports import Exports, Outbox
 from medqua.ui.findings import Reading, Row
-from medqua.ui.report_page import MARK, draw_report
 from medqua.ui.server import EngineUnavailableError
 from medqua.ui.studies import Session, Sessions, Study
 
@@ -182,18 +181,6 @@ def test_tables_and_reports_say_what_they_are(
     page = exports._page(study, READING)
     assert page.startswith(b"%PDF-")
     assert page.count(b"/Type /Page\n") == 1
-
-
-def test_a_report_is_one_page_however_many_findings_there_are():
-    rows = tuple(Row(f"Finding {n} with a rather long name ☠", n / 50, n / 60) for n in range(50))
-    notes = ("a note that is long " * 20,)
-    facts = {"Image (SHA-256)": "0" * 64, "Kind": "CR · CHEST"}
-    reading = Reading(rows, "", notes, {"Bundle": "x" * 300}, 0.1)
-    page = draw_report(
-        np.linspace(0, 1, 200 * 300, dtype=np.float32).reshape(200, 300), reading, facts
-    )
-    assert page.count(b"/Type /Page\n") == 1
-    assert "NOT FOR DIAGNOSIS" in MARK
 
 
 def test_an_archive_is_searched_fetched_from_and_sent_to(orthanc, named: Dataset, tmp_path: Path):

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any, Literal, cast
 
 import matplotlib as mpl
 import numpy as np
@@ -20,6 +21,7 @@ from medqua.core.model.bundle import Bundle
 from medqua.core.vision.image import ImageSpec, decode_image, fit
 from medqua.serve.demo import DEMO
 from medqua.serve.inference.explain import Occlusion, Routes, occlusion, routes
+from medqua.ui.overlay import lay_routed, routed_colours
 
 CELL = 28
 """Side of a visual token in the model's image, in pixels: patch 14, merged two by two."""
@@ -172,6 +174,32 @@ def test_the_gates_lie_on_the_picture_to_one_pixel(
         assert away(picture, reference) < 1e-3, name
         shifted = np.roll(reference, 2, axis=(0, 1))
         assert away(picture, shifted) > 3e-3, name  # the test would see two pixels
+
+
+@pytest.mark.parametrize("size", [(500, 700), (700, 500), (611, 611)])
+@pytest.mark.parametrize("how", ["pad", "crop", "stretch"])
+def test_pixels_of_the_report_are_coloured_where_their_token_was_routed(
+    size: tuple[int, int], how: Literal["pad", "crop", "stretch"]
+):
+    rng = np.random.default_rng(3)
+    spec = ImageSpec(size=224, fit=how)
+    routed = rng.random((3, 8, 8)) < 0.3
+    layers = tuple(SimpleNamespace(routed=one) for one in routed)
+    told = cast("Any", SimpleNamespace(image=(224, 224), layers=layers))
+    levels = rng.integers(0, 256, (size[0] // 2, size[1] // 2), dtype=np.uint8)
+    laid = lay_routed(levels, size, told, spec)
+    # what a pixel shows, by sending a ramp through the recipe itself
+    lines = edges(*size, spec, across=False), edges(size[1], size[0], spec, across=True)
+    y, x = [(np.arange(n) + 0.5) * of / n for n, of in zip(levels.shape, size, strict=True)]
+    sure = [np.abs(at[:, None] - line).min(1) > 1 for at, line in zip((y, x), lines, strict=True)]
+    i, j = [np.searchsorted(line, at) - 1 for at, line in zip((y, x), lines, strict=True)]
+    inside = np.outer((i >= 0) & (i < 8), (j >= 0) & (j < 8))
+    counts = routed.sum(0)[np.ix_(np.clip(i, 0, 7), np.clip(j, 0, 7))] * inside
+    grey = levels[..., None].astype(float)
+    expected = np.where(counts[..., None], (grey + routed_colours(3)[counts]) / 2, grey)
+    far = np.outer(*sure)
+    assert far.mean() > 0.8
+    assert np.abs(laid - expected)[far].max() <= 0.5
 
 
 def test_depth_leaves_tokens_clear_that_were_not_routed(

@@ -1,14 +1,19 @@
-"""What a model did with a picture, as plain JSON values that the viewer lays over the file."""
+"""What a model did with a picture: plain JSON that the viewer lays over the file, and pixels."""
 
 import json
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import matplotlib as mpl
+import numpy as np
 import numpy.typing as npt
 
-from medqua.core.vision.image import placement
+from medqua.core.vision.image import ImageSpec, placement
 from medqua.ui.findings import Occluder, Reading
 from medqua.ui.studies import Study
+
+if TYPE_CHECKING:
+    from medqua.serve.inference.explain import Routes
 
 
 def overlay_text(study: Study, reading: Reading) -> str:
@@ -53,6 +58,43 @@ def occlusion_text(study: Study, reader: Occluder) -> str:
         "first": int(occlusion.probability.argmax()),
     }
     return json.dumps({"study": study.name, "occlusion": told}, allow_nan=False)
+
+
+def routed_colours(layers: int) -> npt.NDArray[np.uint8]:
+    """Return the colour of a token by how many of the adapters routed it, `[layers + 1, 3]`."""
+    shares = np.arange(layers + 1) / max(layers, 1)
+    colours: npt.NDArray[np.uint8] = mpl.colormaps["viridis"](shares, bytes=True)[:, :3]
+    return colours
+
+
+def lay_routed(
+    levels: npt.NDArray[np.uint8], size: tuple[int, int], routes: "Routes", spec: ImageSpec
+) -> npt.NDArray[np.uint8]:
+    """Colour a picture where tokens were routed to the quantum path, as the viewer does at 50 %.
+
+    Args:
+        levels: The whole file at any size, grey, `[H, W]`.
+        size: The file's rows and columns.
+        routes: What the adapters did with it.
+        spec: How the file became the model's image.
+
+    Returns:
+        Red, green and blue, `[H, W, 3]`; grey where no adapter routed the token.
+    """
+    counts = np.stack([layer.routed for layer in routes.layers]).sum(0)
+    at = placement(*size, spec)
+    scales = (at.y, at.top, at.scale_y), (at.x, at.left, at.scale_x)
+    cells, inside = [], []
+    for axis, (origin, margin, scale) in enumerate(scales):
+        stored = (np.arange(levels.shape[axis]) + 0.5) * size[axis] / levels.shape[axis]
+        seen = ((stored - origin) / scale + margin) / routes.image[axis]
+        inside.append((seen >= 0) & (seen < 1))
+        cell = np.floor(seen * counts.shape[axis]).astype(int)
+        cells.append(np.clip(cell, 0, counts.shape[axis] - 1))
+    laid = np.where(np.outer(*inside), counts[np.ix_(*cells)], 0)
+    grey = np.repeat(levels[..., None], 3, axis=2)
+    mixed = (grey.astype(np.uint16) + routed_colours(len(routes.layers))[laid] + 1) // 2
+    return np.where(laid[..., None] > 0, mixed, grey).astype(np.uint8)
 
 
 def size_of(study: Study) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""A report of one page: picture, findings, what made them, and that it is for research only."""
+"""A report of one page: picture, overlay, findings, what made them, and that it is for research."""
 
 from datetime import UTC, datetime
 from io import BytesIO
@@ -8,11 +8,14 @@ from fpdf import FPDF
 from PIL import Image
 
 from medqua.ui.findings import Reading
+from medqua.ui.overlay import lay_routed, routed_colours
 
 MARK = "RESEARCH USE ONLY. NOT A MEDICAL DEVICE, NOT FOR DIAGNOSIS."
 MOST_ROWS = 30
-SIDE = 96.0
-"""Of the picture, in millimetres."""
+LEFT, SIDE, GAP = 10.0, 92.0, 6.0
+"""Margin of the page, longest side of a picture, and room between two, in millimetres."""
+SWATCHES = 30.0
+"""Width of the legend's colours, in millimetres."""
 
 
 def draw_report(picture: np.ndarray, reading: Reading, facts: dict[str, str]) -> bytes:
@@ -35,13 +38,22 @@ def draw_report(picture: np.ndarray, reading: Reading, facts: dict[str, str]) ->
     levels = Image.fromarray((np.clip(picture, 0, 1) * 255 + 0.5).astype(np.uint8))
     levels.thumbnail((1400, 1400))
     scale = SIDE / max(levels.size)
-    pdf.image(
-        levels, 10, top, levels.width * scale, levels.height * scale,
-        alt_text="The radiograph that the findings are of",
-    )  # fmt: skip
-    _facts(pdf, 112.0, float(top), facts | reading.provenance)
-    pdf.set_xy(10, top + SIDE + 4)
-    _table(pdf, reading)
+    width, height = levels.width * scale, levels.height * scale
+    told = "The radiograph that the findings are of"
+    pdf.image(levels, LEFT, top, width, height, alt_text=told)
+    routes = reading.routes
+    if routes is not None and routes.layers and reading.image is not None:
+        size = picture.shape[0], picture.shape[1]
+        laid = lay_routed(np.asarray(levels), size, routes, reading.image)
+        beside = LEFT + width + GAP
+        told = "The same, coloured where tokens were routed to the quantum path"
+        pdf.image(Image.fromarray(laid), beside, top, width, height, alt_text=told)
+        pdf.set_xy(beside, top + height + 1)
+        _legend(pdf, len(routes.layers))
+    top += height + 7
+    below = _facts(pdf, top, facts | reading.provenance)
+    pdf.set_xy(LEFT, below + 2)
+    _table(pdf, reading, 297 - 36 - below)
     pdf.set_y(-34)
     pdf.set_font("Helvetica", "", 8)
     notes = "; ".join(reading.notes)
@@ -64,33 +76,51 @@ def _banner(pdf: FPDF) -> None:
     pdf.set_text_color(0)
 
 
-def _facts(pdf: FPDF, x: float, y: float, facts: dict[str, str]) -> None:
+def _legend(pdf: FPDF, layers: int) -> None:
+    """Draw the colour of every number of adapters, left to right."""
+    pdf.set_font("Helvetica", "", 8)
+    told = "Routed to the quantum path by 1 "
+    pdf.cell(pdf.get_string_width(told) + 1, 4, told)
+    step = min(5.0, SWATCHES / layers)
+    for colour in routed_colours(layers)[1:]:
+        pdf.set_fill_color(*(int(part) for part in colour))
+        pdf.cell(step, 4, "", fill=True)
+    pdf.cell(0, 4, f" {layers} adapters" if layers > 1 else " adapter")
+
+
+def _facts(pdf: FPDF, top: float, facts: dict[str, str]) -> float:
+    """Write facts in two columns and return where they end."""
+    columns = LEFT, LEFT + SIDE + GAP
+    ends = [top, top]
     for name, value in facts.items():
-        pdf.set_xy(x, y)
-        pdf.set_font("Helvetica", "B", 9)
-        pdf.cell(0, 4, _latin(name), new_x="LEFT", new_y="NEXT")
-        pdf.set_font("Helvetica", "", 9)
-        pdf.multi_cell(88, 4, _latin(value)[:160])
-        y = pdf.get_y() + 1
+        column = 0 if ends[0] <= ends[1] else 1
+        pdf.set_xy(columns[column], ends[column])
+        pdf.set_font("Helvetica", "B", 8)
+        pdf.cell(0, 3.6, _latin(name), new_x="LEFT", new_y="NEXT")
+        pdf.set_font("Helvetica", "", 8)
+        pdf.multi_cell(SIDE, 3.6, _latin(value)[:160])
+        ends[column] = pdf.get_y() + 0.8
+    return max(ends)
 
 
-def _table(pdf: FPDF, reading: Reading) -> None:
+def _table(pdf: FPDF, reading: Reading, room: float) -> None:
+    """Write the findings, in so many millimetres."""
     if reading.refusal:
         pdf.set_font("Helvetica", "", 11)
         pdf.multi_cell(0, 6, _latin(f"No findings: {reading.refusal}"))
         return
     rows = sorted(reading.rows, key=lambda row: -row.probability)[:MOST_ROWS]
-    height = min(6.5, 105 / (len(rows) + 1))
+    height = min(6.5, room / (len(rows) + 2))
     pdf.set_font("Helvetica", "B", 10)
-    for text, width in (("Finding", 80), ("Probability", 40), ("Classical only", 40)):
-        pdf.cell(width, height, text, border="B", align="L" if width == 80 else "R")
+    for text, width in (("Finding", 90), ("Probability", 50), ("Classical only", 50)):
+        pdf.cell(width, height, text, border="B", align="L" if width == 90 else "R")
     pdf.ln(height)
     pdf.set_font("Helvetica", "", 10)
     for row in rows:
-        pdf.cell(80, height, _latin(row.label)[:48])
-        pdf.cell(40, height, f"{100 * row.probability:.1f} %", align="R")
+        pdf.cell(90, height, _latin(row.label)[:48])
+        pdf.cell(50, height, f"{100 * row.probability:.1f} %", align="R")
         classical = "" if row.classical is None else f"{100 * row.classical:.1f} %"
-        pdf.cell(40, height, classical, align="R")
+        pdf.cell(50, height, classical, align="R")
         pdf.ln(height)
     if len(reading.rows) > MOST_ROWS:
         pdf.cell(0, height, f"and {len(reading.rows) - MOST_ROWS} less likely ones")

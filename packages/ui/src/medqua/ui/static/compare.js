@@ -1,8 +1,17 @@
-// A second viewer beside the first, for another study of the same patient.
+// A second viewer beside the first, for another study of the same patient; both move as one, or each for itself.
 
 export class Comparison {
   constructor(place, ended) {
-    Object.assign(this, { place, ended, other: "" });
+    Object.assign(this, { place, ended, other: "", together: true });
+    window.addEventListener("message", (event) => this.relay(event));
+  }
+
+  /** Have one viewer follow what the other says of itself. */
+  relay({ origin, source, data }) {
+    if (!this.other || !this.together || !data?.view || origin !== location.origin) return;
+    const viewers = [...this.place.querySelectorAll("iframe#viewer, #beside iframe")].map((frame) => frame.contentWindow);
+    if (!viewers.includes(source)) return;
+    for (const viewer of viewers) if (viewer !== source) viewer.postMessage({ follow: data.view }, location.origin);
   }
 
   /** Show a study of the same patient beside the one that is open, or stop. */
@@ -19,7 +28,11 @@ export class Comparison {
     const stop = document.createElement("button");
     Object.assign(stop, { type: "button", textContent: "Stop comparing" });
     stop.addEventListener("click", () => this.end());
-    head.append(stop);
+    const [label, linked] = [document.createElement("label"), document.createElement("input")];
+    Object.assign(linked, { type: "checkbox", checked: this.together });
+    linked.addEventListener("change", () => { this.together = linked.checked; });
+    label.append(linked, " Move and window together");
+    head.append(label, stop);
     const frame = document.createElement("iframe");
     Object.assign(frame, { title: "Second image viewer", src: `/viewer/index.html?study=${study.name}` });
     box.append(head, frame);

@@ -14,6 +14,7 @@ let tool = "window";
 let opening = null;
 let wanted = null; // the study that is shown or on its way
 let told = null; // the last overlay, which may come before its picture
+let seen = ""; // how the picture was seen when the page around was last told, or told it
 
 const viewer = new Viewer(parts, options.get("renderer"), changed);
 window.viewer = viewer; // for tests and for the curious; it holds nothing that this page has not
@@ -125,6 +126,20 @@ function showOverlay() {
   if (viewer.overlay.wanting) askOcclusion();
 }
 
+/** Tell the page around how the picture is seen, for a second one beside it that moves with it. */
+function tellView() {
+  const view = JSON.stringify(viewer.view);
+  if (view === seen) return;
+  const first = !seen; // as opened: nobody has moved it
+  seen = view;
+  if (!first && window.parent !== window) window.parent.postMessage({ view: viewer.view }, location.origin);
+}
+
+function follow(view) {
+  viewer.follow(view);
+  seen = JSON.stringify(viewer.view); // this is no news to whoever said so
+}
+
 /** After every picture: bring the controls in line with it. */
 function changed() {
   const { study } = viewer;
@@ -136,6 +151,7 @@ function changed() {
   parts.presets.disabled = !study;
   parts.frames.hidden = !study || study.frames < 2;
   if (!study) return parts.presets.replaceChildren();
+  tellView();
   const names = viewer.choices.map((choice) => choice.name);
   if (viewer.choice < 0) names.push("By hand");
   if (names.join("\n") !== [...parts.presets.options].map((o) => o.text).join("\n")) {
@@ -157,6 +173,7 @@ async function open(name) {
   try {
     const study = await fetchStudy(name, mine.signal);
     if (mine !== opening) return;
+    seen = "";
     viewer.show(study);
     showOverlay();
     parts.pose.textContent = `Picture of ${study.columns} by ${study.rows} pixels is shown.`;
@@ -181,6 +198,7 @@ window.addEventListener("message", (event) => {
   if (event.origin !== location.origin || event.source !== window.parent) return;
   if (typeof event.data?.open === "string") open(event.data.open);
   if (event.data?.close) close();
+  if (event.data?.follow && viewer.study) follow(event.data.follow);
   if (event.data?.overlay) {
     told = { ...(told?.study === event.data.overlay.study ? told : {}), ...event.data.overlay };
     showOverlay();

@@ -167,6 +167,31 @@ export class Viewer {
     if (fitted) this.fit();
   }
 
+  /** What is seen, in terms that hold for another picture: of its whole, and of the window it opened with. */
+  get view() {
+    const [opened, now] = [windowOf(this.choices[0].voi), windowOf(this.voi)];
+    const { scale, panX, panY } = this.pose;
+    return {
+      zoom: this.fitted ? 1 : scale / this.fitting(), x: panX / (scale * this.longest), y: panY / (scale * this.longest),
+      level: (now.center - opened.center) / opened.width, width: now.width / opened.width, inverted: this.inverted,
+    };
+  }
+
+  /** See this picture as another one is seen. */
+  follow({ zoom, x, y, level, width, inverted }) {
+    const scale = Math.min(zoom * this.fitting(), LARGEST);
+    if (zoom === 1 && x === 0 && y === 0) this.fit();
+    else this.setPose({ scale, panX: x * scale * this.longest, panY: y * scale * this.longest });
+    const opened = windowOf(this.choices[0].voi);
+    this.inverted = inverted;
+    if (level === 0 && width === 1) this.choose(0);
+    else this.setWindow(opened.center + level * opened.width, width * opened.width, opened.function);
+  }
+
+  get longest() {
+    return Math.max(this.study.columns, this.study.rows * this.study.aspect);
+  }
+
   resize() {
     this.measure();
     if (!this.study) return;
