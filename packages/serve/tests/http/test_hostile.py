@@ -109,8 +109,9 @@ def test_a_worker_killed_at_any_time_loses_no_request(
 
 
 @pytest.mark.slow
-def test_killed_at_any_time_each_file_is_answered_once(
-    bundle_folder, start_service, tmp_path, radiograph
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM], ids=["killed", "ended"])
+def test_ended_at_any_time_each_file_is_answered_once(
+    how: signal.Signals, bundle_folder, start_service, tmp_path, radiograph
 ):
     kills = int(os.environ.get("MEDQUA_TEST_KILLS", "3"))
     dice = random.Random(7)
@@ -127,8 +128,13 @@ def test_killed_at_any_time_each_file_is_answered_once(
             assert accepted.status_code == 202
             jobs[accepted.json()["id"]] = count
         time.sleep(dice.random())
-        os.kill(service.process.pid, signal.SIGKILL)
+        os.kill(service.process.pid, how)
+        service.process.wait(30)
         service.end()
+        if how == signal.SIGTERM:
+            assert service.process.returncode == 0
+            assert [line for line in service.log if line["level"] != "info"] == []
+            assert "Traceback" not in "".join(service.text)
         service = start_service(bundle_folder, tmp_path)
         with service.client as client:  # who has not heard an answer asks again
             again = client.post("/v1/jobs", files=parts, headers=key)
