@@ -218,12 +218,12 @@ def _report(
     with ServingSession.open(root, SessionOptions(device="cpu")) as session:
         staged = parity.answers_of_session(session, images)
     report["stages"] = parity.compare(staged, reference, bundle, images)
-    parity.judge(report["stages"], precision, "the export")
+    parity.judge(report["stages"], precision, f"the export on {images.name}")
     if manifest.single is None:
         return report | {"single": None, "single_against_stages": None}
     with ServingSession.open(root, SessionOptions(device="cpu", single=True)) as session:
         whole = parity.answers_of_session(session, images)
     for name, other in (("single", reference), ("single_against_stages", staged)):
         report[name] = parity.compare(whole, other, bundle, images)
-        parity.judge(report[name], precision, "the single-file graph")
+        parity.judge(report[name], precision, f"the single-file graph on {images.name}")
     return report
