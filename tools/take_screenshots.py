@@ -120,7 +120,7 @@ def main() -> None:
         beside.wait_for(timeout=60_000)
         settled(page)
         first = page.frame_locator("#viewer").locator("html")
-        first.evaluate("() => { viewer.zoom(1.5); viewer.pan(20, 60); viewer.dragWindow(-80, 40); }")
+        first.evaluate("() => { viewer.zoom(1.5); viewer.pan(20, 60); viewer.dragWindow(-80, 40) }")
         page.wait_for_timeout(500)
         page.screenshot(path=TARGET / "comparison.png")
         page.get_by_role("button", name="Stop comparing").first.click()

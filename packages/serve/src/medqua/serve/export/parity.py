@@ -143,8 +143,8 @@ def judge(figures: dict[str, Any], precision: str, what: str) -> None:
         if not got <= limit:  # written so that NaN fails too
             raise BundleError(
                 f"{what} fails parity at {precision}: {key} is {abs(got):.3g}, needed "
-                f"{abs(limit):g}; nothing is left behind. Export with another precision, measure on "
-                "images of your own (--validation TABLE), or report it with the figures"
+                f"{abs(limit):g}; nothing is left behind. Export with another precision, measure "
+                "on images of your own (--validation TABLE), or report it with the figures"
             )
 
 
