@@ -91,6 +91,20 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
+@pytest.fixture
+def fill() -> Callable[[Path, int], Path]:
+    """Make a folder of so many different pictures."""
+
+    def make(folder: Path, count: int) -> Path:
+        folder.mkdir()
+        for seed in range(count):
+            levels = np.random.default_rng(seed).integers(0, 256, (60, 50), dtype=np.uint8)
+            Image.fromarray(levels).save(folder / f"{seed:03}.png")
+        return folder
+
+    return make
+
+
 @pytest.fixture(scope="session")
 def bundle_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle with an adapter and a random head, saved."""

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
@@ -85,35 +86,45 @@ class Server:
         return root
 
 
+Serving = Callable[..., AbstractContextManager[Server]]
+"""Options of the command -> the server, running in the context."""
+
+
 @pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """The server as a user starts it, without a model."""
-    folder = tmp_path_factory.mktemp("server")
-    audit, temporary = folder / "audit.jsonl", folder / "tmp"
-    temporary.mkdir()
-    process = subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "medqua.ui",
-            "--pictures-only",
-            "--port",
-            "0",
-            "--audit",
-            str(audit),
-        ],
-        stdout=subprocess.PIPE,
-        env=os.environ | {"TMPDIR": str(temporary), "OMP_NUM_THREADS": "1"},
-        text=True,
-    )
-    assert process.stdout is not None
-    found = re.search(r"http://\S+", process.stdout.readline())
-    assert found is not None
-    yield Server(found.group(0), audit, temporary)
-    process.terminate()
-    process.wait(20)
-    process.stdout.close()
-    assert not list(temporary.glob("medqua-ui-*")), "uploads outlive the server"
+def serving(tmp_path_factory: pytest.TempPathFactory) -> Serving:
+    """Start the server as a user does; nothing that was uploaded outlives it."""
+
+    @contextmanager
+    def running(*options: str | Path) -> Iterator[Server]:
+        folder = tmp_path_factory.mktemp("server")
+        audit, temporary = folder / "audit.jsonl", folder / "tmp"
+        temporary.mkdir()
+        command = [sys.executable, "-m", "medqua.ui", "--port", "0", "--audit", str(audit)]
+        process = subprocess.Popen(
+            [*command, *map(str, options)],
+            stdout=subprocess.PIPE,
+            env=os.environ | {"TMPDIR": str(temporary), "OMP_NUM_THREADS": "1"},
+            text=True,
+        )
+        assert process.stdout is not None
+        try:
+            found = re.search(r"http://\S+", process.stdout.readline())
+            assert found is not None
+            yield Server(found.group(0), audit, temporary)
+        finally:
+            process.terminate()
+            process.wait(20)
+            process.stdout.close()
+        assert not list(temporary.glob("medqua-ui-*")), "uploads outlive the server"
+
+    return running
+
+
+@pytest.fixture(scope="session")
+def server(serving: Serving) -> Iterator[Server]:
+    """The server without a model."""
+    with serving("--pictures-only") as server:
+        yield server
 
 
 @pytest.fixture

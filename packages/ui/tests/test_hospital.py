@@ -3,14 +3,9 @@
 import csv
 import io
 import json
-import os
-import re
 import secrets
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -41,26 +36,13 @@ def study(orthanc: Any, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 
 @pytest.fixture(scope="module")
-def server(orthanc: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def server(orthanc: Any, serving: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """The server as a hospital starts it: with a login, a model and an archive."""
-    folder = tmp_path_factory.mktemp("server")
-    users, audit, temporary = folder / "users.txt", folder / "audit.jsonl", folder / "tmp"
-    temporary.mkdir()
+    users = tmp_path_factory.mktemp("users") / "users.txt"
     add_entry(users, make_entry("grace", PASSWORD, "view,reveal,export"))
-    command = [sys.executable, "-m", "medqua.ui", "--port", "0", "--bundle", str(DEMO)]
-    command += ["--archive", f"http://127.0.0.1:{orthanc.http}/dicom-web"]
-    command += ["--passwords", str(users), "--audit", str(audit)]
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, text=True,
-        env=os.environ | {"TMPDIR": str(temporary), "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert process.stdout is not None
-    found = re.search(r"http://\S+", process.stdout.readline())
-    assert found is not None
-    yield SimpleNamespace(address=found.group(0), audit=audit, temporary=temporary)
-    process.terminate()
-    process.wait(20)
-    process.stdout.close()
+    archive = f"http://127.0.0.1:{orthanc.http}/dicom-web"
+    with serving("--bundle", DEMO, "--archive", archive, "--passwords", users) as server:
+        yield server
 
 
 def serious(page: Page) -> list[tuple[str, list[str]]]:

@@ -3,7 +3,6 @@
 import base64
 import io
 import json
-import os
 import re
 import stat
 import subprocess
@@ -111,29 +110,15 @@ class Server:
 
 @pytest.fixture(scope="module")
 def server(
-    users: Path, identity: Identity, tmp_path_factory: pytest.TempPathFactory
+    users: Path, identity: Identity, serving: Any, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Server]:
-    folder = tmp_path_factory.mktemp("server")
-    oidc, audit, temporary = folder / "oidc.toml", folder / "audit.jsonl", folder / "tmp"
-    temporary.mkdir()
+    oidc = tmp_path_factory.mktemp("oidc") / "oidc.toml"
     oidc.write_text(f'[oidc]\nissuer = "{identity.address}"\nclient_id = "viewer"\n')
-    command = ["--pictures-only", "--port", "0", "--passwords", users, "--oidc", oidc]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "medqua.ui", *map(str, command), "--audit", str(audit)],
-        stdout=subprocess.PIPE,
-        env=os.environ | {"TMPDIR": str(temporary), "OMP_NUM_THREADS": "1"},
-        text=True,
-    )
-    assert process.stdout is not None
-    found = re.search(r"http://\S+", process.stdout.readline())
-    assert found is not None
-    address = found.group(0).rstrip("/")
-    with httpx.Client(timeout=300) as client:  # it listens before it answers
-        assert client.get(f"{address}/login").status_code == 200
-    yield Server(address, audit, temporary)
-    process.terminate()
-    process.wait(20)
-    process.stdout.close()
+    with serving("--pictures-only", "--passwords", users, "--oidc", oidc) as running:
+        address = running.address.rstrip("/")
+        with httpx.Client(timeout=300) as client:  # it listens before it answers
+            assert client.get(f"{address}/login").status_code == 200
+        yield Server(address, running.audit, running.temporary)
 
 
 @pytest.fixture

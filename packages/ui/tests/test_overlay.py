@@ -1,10 +1,7 @@
 """The overlay lies where the model's tokens lie, at any pose; it says what the model did."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
@@ -28,25 +25,10 @@ CELL = 28
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]:
-    """The server as a user starts it, with the demo bundle."""
-    folder = tmp_path_factory.mktemp("server")
-    audit, temporary = folder / "audit.jsonl", folder / "tmp"
-    temporary.mkdir()
-    command = [sys.executable, "-m", "medqua.ui", "--port", "0", "--bundle", str(DEMO)]
-    process = subprocess.Popen(
-        [*command, "--audit", str(audit)],
-        stdout=subprocess.PIPE,
-        env=os.environ | {"TMPDIR": str(temporary), "OMP_NUM_THREADS": "1"},
-        text=True,
-    )
-    assert process.stdout is not None
-    found = re.search(r"http://\S+", process.stdout.readline())
-    assert found is not None
-    yield SimpleNamespace(address=found.group(0), audit=audit, temporary=temporary)
-    process.terminate()
-    process.wait(20)
-    process.stdout.close()
+def server(serving) -> Iterator[Any]:
+    """The server with the demo bundle."""
+    with serving("--bundle", DEMO) as server:
+        yield server
 
 
 @pytest.fixture(scope="module")

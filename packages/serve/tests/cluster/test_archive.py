@@ -4,28 +4,20 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import polars as pl
 import pytest
-from PIL import Image
 
+Fill = Callable[[Path, int], Path]
 SERVE = [sys.executable, "-m", "medqua.serve"]
-
-
-def fill(folder: Path, count: int) -> Path:
-    folder.mkdir()
-    for seed in range(count):
-        levels = np.random.default_rng(seed).integers(0, 256, (60, 50), dtype=np.uint8)
-        Image.fromarray(levels).save(folder / f"{seed:03}.png")
-    return folder
 
 
 @pytest.mark.slow
 def test_a_node_killed_in_mid_run_loses_nothing(
-    nodes: Any, environment: dict[str, str], bundle_folder: Path, tmp_path: Path
+    nodes: Any, environment: dict[str, str], bundle_folder: Path, tmp_path: Path, fill: Fill
 ):
     count = 120
     folder = fill(tmp_path / "in", count)
@@ -65,7 +57,7 @@ def test_a_node_killed_in_mid_run_loses_nothing(
         )
 
 
-def test_a_run_goes_on_from_the_journal_that_it_finds(tmp_path: Path):
+def test_a_run_goes_on_from_the_journal_that_it_finds(tmp_path: Path, fill: Fill):
     from medqua.serve.cluster.archive import _items, _keep
     from medqua.serve.offline.journal import Journal
 
@@ -83,7 +75,7 @@ def test_a_run_goes_on_from_the_journal_that_it_finds(tmp_path: Path):
 
 
 def test_a_cluster_that_does_not_answer_is_told_without_a_traceback(
-    environment: dict[str, str], bundle_folder: Path, tmp_path: Path
+    environment: dict[str, str], bundle_folder: Path, tmp_path: Path, fill: Fill
 ):
     folder = fill(tmp_path / "in", 1)
     command = [*SERVE, "cluster", "batch", str(bundle_folder), str(folder), "out.parquet"]

@@ -5,12 +5,11 @@ import subprocess
 import sys
 import time
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import polars as pl
 import pytest
-from PIL import Image
 from pydicom import dcmread
 
 from medqua.core.errors import DataError
@@ -20,19 +19,14 @@ from medqua.serve.offline.run import paths_of, run_batch
 from medqua.serve.processes.batcher import BATCH_TOLERANCE
 from medqua.serve.settings import Batching, Settings
 
+Fill = Callable[[Path, int], Path]
 SETTINGS = Settings(batching=Batching(decoders=1, threads=1))
 
 
-def fill(folder: Path, count: int) -> Path:
-    folder.mkdir()
-    for seed in range(count):
-        levels = np.random.default_rng(seed).integers(0, 256, (60, 50), dtype=np.uint8)
-        Image.fromarray(levels).save(folder / f"{seed:03}.png")
-    return folder
-
-
 @pytest.mark.anyio
-async def test_folder_and_zip_to_one_table(bundle: Bundle, bundle_folder: Path, tmp_path: Path):
+async def test_folder_and_zip_to_one_table(
+    bundle: Bundle, bundle_folder: Path, tmp_path: Path, fill: Fill
+):
     folder = fill(tmp_path / "in", 5)
     (folder / "bad.dcm").write_bytes(b"bad")
     with zipfile.ZipFile(folder / "more.zip", "w") as archive:
@@ -59,7 +53,7 @@ async def test_folder_and_zip_to_one_table(bundle: Bundle, bundle_folder: Path, 
 
 @pytest.mark.anyio
 async def test_a_report_a_dicom_file_none_twice(
-    bundle_folder: Path, tmp_path: Path, shared_data: Path
+    bundle_folder: Path, tmp_path: Path, fill: Fill, shared_data: Path
 ):
     folder = fill(tmp_path / "in", 1)
     genuine = shared_data / "dicom" / "cxr_NIH_DX_implicit_nofinding.dcm"
@@ -103,7 +97,9 @@ async def test_sources_and_tables_that_are_none(bundle_folder: Path, tmp_path: P
 
 
 @pytest.mark.slow
-def test_killed_at_any_time_no_file_is_lost_or_twice(bundle_folder: Path, tmp_path: Path):
+def test_killed_at_any_time_no_file_is_lost_or_twice(
+    bundle_folder: Path, tmp_path: Path, fill: Fill
+):
     kills = int(os.environ.get("MEDQUA_TEST_KILLS", "3"))
     count = 10 * kills + 30  # some are left to read after the last kill
     folder = fill(tmp_path / "in", count)

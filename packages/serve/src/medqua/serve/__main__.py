@@ -285,9 +285,7 @@ def batch(
     settings = Settings.load(config, overrides)
     with batch_progress() as progress:
         done = asyncio.run(run_batch(model, source, output, settings, sr=sr, progress=progress))
-    print(f"{done.read} read, {done.files - done.read} refused, {done.resumed} by an earlier run")
-    if sr is not None:
-        print(f"{done.reports} reports in {sr}, {done.read - done.reports} files were no DICOM")
+    print(done.told(sr))
     return int(done.read < done.files)
 
 

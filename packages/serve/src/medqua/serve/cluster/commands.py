@@ -65,7 +65,7 @@ def batch(
         done = run_archive(
             model, source, output, settings, readers=readers, sr=sr, progress=progress
         )
-    print(f"{done.read} read, {done.files - done.read} refused, {done.resumed} by an earlier run")
+    print(done.told(sr))
     return int(done.read < done.files)
 
 

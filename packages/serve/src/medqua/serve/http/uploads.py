@@ -6,7 +6,9 @@ its content tells; the declared type of a bare body is only asked whether it can
 
 import asyncio
 from collections.abc import Iterator
+from typing import Annotated
 
+from fastapi import Header
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
@@ -105,6 +107,12 @@ def _parts(name: str, content: bytes, limits: Limits, allowance: Allowance) -> I
             yield Part(name, None, UnreadableImageError("the ZIP holds no file"))
     except UnreadableImageError as error:
         yield Part(name, None, error)
+
+
+DeadlineHeader = Annotated[
+    float | None, Header(description="Seconds in which the answer is of use.", ge=1)
+]
+"""`x_deadline_seconds` of a route, which OpenAPI tells of."""
 
 
 def deadline_of(request: Request) -> float | None:

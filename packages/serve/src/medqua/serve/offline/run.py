@@ -45,6 +45,15 @@ class Summary:
     reports: int = 0
     """Files with a structured report; the same image twice has the same."""
 
+    def told(self, sr: Path | None) -> str:
+        """Say it in lines; `sr` is the folder of the reports, if there is one."""
+        refused = self.files - self.read
+        lines = [f"{self.read} read, {refused} refused, {self.resumed} by an earlier run"]
+        if sr is not None:
+            rest = self.read - self.reports
+            lines.append(f"{self.reports} reports in {sr}, {rest} files were no DICOM")
+        return "\n".join(lines)
+
 
 async def run_batch(
     model: Path,

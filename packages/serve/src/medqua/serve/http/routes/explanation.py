@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Header, Query, Request
+from fastapi import APIRouter, Depends, Query, Request
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
@@ -10,7 +10,7 @@ from medqua.core.errors import MedQuaError
 from medqua.serve.http.documents import FILES_BODY, ExplanationDocument, problems
 from medqua.serve.http.security import Requires
 from medqua.serve.http.service import json_response, service_of, unless_gone
-from medqua.serve.http.uploads import deadline_of, read_parts
+from medqua.serve.http.uploads import DeadlineHeader, deadline_of, read_parts
 from medqua.serve.processes.reader import refused
 
 router = APIRouter(prefix="/v1", tags=["findings"], dependencies=[Depends(Requires("infer"))])
@@ -38,9 +38,7 @@ _WITH_RESULT: dict[str, Any] = {"model": ExplanationDocument}
 )
 async def explanation(
     request: Request,
-    x_deadline_seconds: Annotated[
-        float | None, Header(description="Seconds in which the answer is of use.", ge=1)
-    ] = None,
+    x_deadline_seconds: DeadlineHeader = None,
     rows: Annotated[
         int | None,
         Query(description="With columns: cover regions of the file, which has so many rows, in "

@@ -20,7 +20,7 @@ from medqua.serve.http.documents import (
 from medqua.serve.http.forms import Form, Written, form_of, respond
 from medqua.serve.http.security import Requires
 from medqua.serve.http.service import Service, json_response, service_of, unless_gone
-from medqua.serve.http.uploads import deadline_of, read_parts
+from medqua.serve.http.uploads import DeadlineHeader, deadline_of, read_parts
 from medqua.serve.pacs.errors import SpoolError
 from medqua.serve.processes.batcher import Priority
 from medqua.serve.processes.clerk import ReportError, grounds_of, objects_of, picture_of
@@ -55,9 +55,7 @@ _WITH_RESULTS: dict[str, Any] = {"model": FindingsDocument}
 )
 async def findings(
     request: Request,
-    x_deadline_seconds: Annotated[
-        float | None, Header(description="Seconds in which the answer is of use.", ge=1)
-    ] = None,
+    x_deadline_seconds: DeadlineHeader = None,
     x_priority: Annotated[str, Header(description="urgent, normal or bulk.")] = "normal",
     format: Annotated[
         Form | None,
