@@ -23,6 +23,7 @@ FLAGS = ["--no-sandbox", "--disable-background-networking", "--enable-unsafe-swi
 
 def opened(page: Page, *files: Path) -> None:
     """Open files and wait for the picture and the findings."""
+    page.wait_for_selector("#files input[type=file]:enabled", state="attached")
     page.set_input_files("#files input[type=file]", list(files))
     page.locator("#status", has_text=re.compile("opened\\.")).wait_for(timeout=60_000)
     page.frame_locator("#viewer").locator("#canvas:not([hidden])").wait_for(timeout=60_000)

@@ -174,7 +174,7 @@ def open_app(context: BrowserContext, server: Server) -> App:
     """Open the application's page and wait until it takes files."""
     page = context.new_page()
     page.goto(server.address)
-    page.wait_for_selector("#files input[type=file]", state="attached", timeout=20_000)
+    page.wait_for_selector("#files input[type=file]:enabled", state="attached", timeout=20_000)
     page.frame_locator("#viewer").locator("#notice", has_text="Drop").wait_for()
     return App(page)
 

@@ -142,6 +142,21 @@ def test_a_server_that_is_gone_is_named_and_what_was_open_is_there_when_it_is_ba
     watch.errors[:] = [text for text in watch.errors if not LOST.search(text)]
 
 
+def test_nothing_can_be_pressed_that_would_do_nothing(context, server):
+    held = []
+    context.route("**/page/worklist.js", lambda route: held.append(route))
+    page = context.new_page()
+    page.goto(server.address)
+    controls = page.locator("#open-files, #open-folder, #pick, #pick-folder, #samples, #close-all")
+    controls.nth(5).wait_for(state="attached")
+    page.wait_for_timeout(500)
+    assert held
+    assert not any(control.is_enabled() for control in controls.all())
+    held[0].continue_()
+    page.locator("#open-files:enabled").wait_for()
+    assert all(control.is_enabled() for control in controls.all())
+
+
 def test_files_are_opened_by_keys_alone(app):
     button = app.page.get_by_role("button", name="Open files")
     button.wait_for()
@@ -191,7 +206,7 @@ def test_two_tabs_and_a_reload_while_files_come_in_mix_nothing_up(app, tmp_path:
         shutil.copyfile(SAMPLES / "phantom-lateral.dcm", files[-1])
     second = app.page.context.new_page()
     second.goto(app.page.url)
-    second.wait_for_selector("#files input[type=file]", state="attached")
+    second.wait_for_selector("#files input[type=file]:enabled", state="attached")
     app.page.set_input_files("#files input[type=file]", files)
     app.page.locator("#studies label").first.wait_for()
     app.page.reload()
@@ -220,7 +235,7 @@ def serious(page) -> list[tuple[str, list[str]]]:
 def test_axe_finds_nothing_serious_in_the_main_states(app, scheme: str):
     app.page.emulate_media(color_scheme=scheme)
     app.page.goto(f"{app.page.url}?__theme={scheme}")
-    app.page.wait_for_selector("#files input[type=file]", state="attached")
+    app.page.wait_for_selector("#files input[type=file]:enabled", state="attached")
     app.page.locator("#viewer").wait_for()
     assert serious(app.page) == []
     app.drop(SAMPLES / "phantom-pa-effusion.dcm", SAMPLES / "phantom-lateral.dcm")

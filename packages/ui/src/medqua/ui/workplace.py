@@ -20,16 +20,16 @@ LEFT = """
 <section id="files" aria-label="Open files">
 <p>Drop DICOM, JPG or PNG files, folders, or a ZIP of them here or on the picture.</p>
 <div class="row">
-<button type="button" id="open-files">Open files</button>
-<button type="button" id="open-folder">Open a folder</button>
+<button type="button" id="open-files" disabled>Open files</button>
+<button type="button" id="open-folder" disabled>Open a folder</button>
 <button type="button" id="cancel" hidden>Cancel</button>
 </div>
-<input id="pick" type="file" multiple hidden aria-label="Files">
+<input id="pick" type="file" multiple hidden disabled aria-label="Files">
 <progress id="bar-of-files" max="1" value="0" aria-label="Opening files" hidden></progress>
 <p id="status" role="status"></p>
 <p id="reading-progress" role="status"></p>
 </section>
-<input id="pick-folder" type="file" webkitdirectory hidden aria-label="Folder">
+<input id="pick-folder" type="file" webkitdirectory hidden disabled aria-label="Folder">
 <details id="archive" hidden><summary>Search the archive <span id="archive-name"></span></summary>
 <form>
 <label for="a-patient">Patient ID</label><input id="a-patient" name="patient" autocomplete="off">
@@ -56,8 +56,8 @@ placeholder="YYYYMMDD or from-to">
 <p id="none" hidden>No study fits the filter.</p></fieldset>
 <section id="refused" aria-label="Not opened" hidden><h2>Not opened</h2>
 <ul id="refusals"></ul></section>
-<div id="foot"><button type="button" id="samples">Open sample phantoms</button>
-<button type="button" id="close-all">Close all studies</button></div>
+<div id="foot"><button type="button" id="samples" disabled>Open sample phantoms</button>
+<button type="button" id="close-all" disabled>Close all studies</button></div>
 """
 
 OUT = """

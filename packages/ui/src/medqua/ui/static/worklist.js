@@ -245,4 +245,6 @@ document.addEventListener("click", async (event) => {
 });
 attachArchive(part("archive"), ask, (sentence) => { part("status").textContent = sentence; poll(); });
 
+// until here a click would have been lost
+for (const id of ["open-files", "open-folder", "pick", "pick-folder", "samples", "close-all"]) part(id).disabled = false;
 poll();
