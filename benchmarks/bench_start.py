@@ -231,13 +231,15 @@ class Table:
         print(f"{case:60} {own:9.3f}  {peers}  ratio {row['ratio']}", flush=True)
 
 
-def predict(table: Table, export: Path, file: Path, times: int, scratch: str) -> None:
+def predict(
+    table: Table, export: Path, file: Path, times: int, scratch: str, *, cold: bool
+) -> None:
     """Measure `serve:predict` with an export beside the bare script."""
     python = ROOT / ".venv" / "bin" / "python"
     ours: list[str | Path] = [python, "-m", "medqua.serve", "predict", export, file]
     bare: list[str | Path] = [python, ROOT / "benchmarks" / "start_bare.py", export, file]
     folders = files_of(ROOT)
-    for cache in ("warm", "cold"):
+    for cache in ("warm", "cold") if cold else ("warm",):
         taken: tuple[list[float], list[float]] = ([], [])
         for turn in range(times + (cache == "warm")):
             for command, found in zip((ours, bare), taken, strict=True):
@@ -254,28 +256,30 @@ def predict(table: Table, export: Path, file: Path, times: int, scratch: str) ->
     table.add("predict EXPORT FILE, memory of all processes, MiB", peaks[0], BARE, peaks[1])
 
 
-def pages(table: Table, baseline: Path | None, times: int, scratch: str) -> None:
+def pages(table: Table, baseline: Path | None, times: int, scratch: str, *, cold: bool) -> None:
     """Measure the viewer's start beside that of another version."""
     clones = [ROOT] if baseline is None else [ROOT, baseline]
     peer = "" if baseline is None else _name(baseline)
     folders = [folder for clone in clones for folder in files_of(clone)]
 
-    def run(case: str, *options: str, cold: bool = False, bytecode: bool = True) -> None:
+    def run(case: str, *options: str, fresh: bool = False, bytecode: bool = True) -> None:
+        if fresh and not cold:
+            return
         taken: list[list[float]] = [[], []]
-        for turn in range(times + (not cold)):
+        for turn in range(times + (not fresh)):
             for clone, found in zip(clones, taken, strict=False):
-                if cold:
+                if fresh:
                     evict(folders)
                 with viewer(clone, scratch, *options, bytecode=bytecode) as running:
                     seconds = running.first_page()
-                if cold or turn:
+                if fresh or turn:  # the first fills the cache
                     found.append(seconds)
         table.add(f"viewer to its first page, {case}, seconds", taken[0], peer, taken[1])
 
     run("warm", "--samples")
-    run("cold", "--samples", cold=True)
+    run("cold", "--samples", fresh=True)
     run("pictures only, warm", "--pictures-only")
-    run("pictures only, cold", "--pictures-only", cold=True)
+    run("pictures only, cold", "--pictures-only", fresh=True)
     run("without bytecode, warm", "--samples", bytecode=False)
     whole: list[list[float]] = [[], []]
     findings: list[list[float]] = [[], []]
@@ -318,6 +322,7 @@ def main() -> None:
     parser.add_argument("--export", type=Path, help="an export; made of the demo bundle if absent")
     parser.add_argument("--file", type=Path, default=FILE)
     parser.add_argument("--times", type=int, default=5)
+    parser.add_argument("--warm", action="store_true", help="leave the file cache alone")
     parser.add_argument("--part", nargs="+", default=["predict", "viewer"])
     parser.add_argument("--output", type=Path, default=RESULTS)
     arguments = parser.parse_args()
@@ -328,7 +333,7 @@ def main() -> None:
         if not (clone / ".venv" / "bin" / "python").exists():
             raise SystemExit(f"no .venv in {clone}: run hatch env create there")
         compile_bytecode(clone)
-    table = Table()
+    table, cold = Table(), not arguments.warm
     with tempfile.TemporaryDirectory() as scratch:
         if "predict" in arguments.part:
             export = arguments.export
@@ -337,9 +342,9 @@ def main() -> None:
                 demo = ROOT / "packages" / "serve" / "src" / "medqua" / "serve" / "demo_bundle"
                 words = [sys.executable, "-m", "medqua.serve", "export", demo, export]
                 subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
-            predict(table, export, arguments.file, arguments.times, scratch)
+            predict(table, export, arguments.file, arguments.times, scratch, cold=cold)
         if "viewer" in arguments.part:
-            pages(table, baseline, arguments.times, scratch)
+            pages(table, baseline, arguments.times, scratch, cold=cold)
     cases = [row["case"] for row in table.rows]
     kept = json.loads(arguments.output.read_text())["rows"] if arguments.output.is_file() else []
     document = {
@@ -349,7 +354,7 @@ def main() -> None:
             **{name: version(name) for name in ("gradio", "onnxruntime", "pydicom", "torch")},
         },
         "date": datetime.now(UTC).date().isoformat(),
-        "cold": evict([]),
+        "cold": evict([]) if cold else "not measured",
         "bytecode": "compiled in both environments before the runs, unless a row says otherwise",
         "rows": table.rows + [row for row in kept if row["case"] not in cases],
     }

@@ -162,7 +162,7 @@ def _build(
     page = build_page(sessions, worklist, audit, desk, samples=samples)
     sans, mono = ["system-ui", "DejaVu Sans", "sans-serif"], ["ui-monospace", "monospace"]
     theme = gr.themes.Default(font=sans, font_mono=mono)  # none that is fetched
-    return gr.mount_gradio_app(
+    whole: Starlette = gr.mount_gradio_app(
         FastAPI(openapi_url=None),
         page,
         path="",
@@ -178,6 +178,7 @@ def _build(
         show_error=False,
         max_file_size=1,  # files come in by our own route
     )
+    return whole
 
 
 def _outbox(settings: Settings) -> Outbox:

@@ -104,7 +104,7 @@ class BundleReader:
         self._folder, self._device = bundle, device
         self._lock = threading.Lock()
         self._state = "The model is being loaded."
-        self._begun = False
+        self._begun = self._stopped = False
         self._done = threading.Event()
 
     def start(self) -> None:
@@ -179,9 +179,10 @@ class BundleReader:
             return occlusion(self._bundle, image, inside=inside)
 
     def stop(self) -> None:
-        """Let nobody wait for a bundle that was not started."""
-        if not self._begun:
-            self._begun, self._state = True, "The viewer is being ended."
+        """Let nobody wait for a bundle that is not open yet."""
+        self._begun = True
+        if not self._done.is_set():
+            self._stopped, self._state = True, "The viewer is being ended."
             self._done.set()
 
     def close(self) -> None:
@@ -202,6 +203,8 @@ class BundleReader:
             self._done.set()
 
     def _fail(self, why: str, error: Exception) -> None:
+        if self._stopped:
+            return
         self._state = f"The model could not be loaded: {why}"
         logger.error(self._state, exc_info=None if isinstance(error, MedQuaError) else error)
 
@@ -211,7 +214,6 @@ class BundleReader:
         from medqua.serve.inference.engine import spare_bitsandbytes
 
         spare_bitsandbytes(self._folder)
-
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")
         from medqua.core.model.bundle import Bundle
         from medqua.core.vision.image import Decoder
@@ -229,4 +231,5 @@ class BundleReader:
             "Calibrated": "yes" if told.calibrated else "no",
             "Intended use": told.intended_use,
         }
-        self._state = ""
+        if not self._stopped:
+            self._state = ""
