@@ -100,6 +100,7 @@ def arrive(browser: Browser, address: str) -> tuple[Page, Frame]:
     """Open the page in a browser of its own and wait until it takes files."""
     page = browser.new_context(viewport={"width": 1280, "height": 800}).new_page()
     page.goto(address)
+    page.wait_for_selector("#reading", state="attached", timeout=60_000)  # the whole page
     page.wait_for_selector("#files input[type=file]:enabled", state="attached", timeout=60_000)
     page.frame_locator("#viewer").locator("#notice", has_text="Drop").wait_for(timeout=60_000)
     (frame,) = [frame for frame in page.frames if "/viewer/" in frame.url]

@@ -171,9 +171,10 @@ class App:
 
 
 def open_app(context: BrowserContext, server: Server) -> App:
-    """Open the application's page and wait until it takes files."""
+    """Open the application's page and wait until it is whole and takes files."""
     page = context.new_page()
     page.goto(server.address)
+    page.wait_for_selector("#reading", state="attached", timeout=120_000)  # Gradio's page is there
     page.wait_for_selector("#files input[type=file]:enabled", state="attached", timeout=20_000)
     page.frame_locator("#viewer").locator("#notice", has_text="Drop").wait_for()
     return App(page)

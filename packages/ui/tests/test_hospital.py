@@ -64,6 +64,7 @@ def page(context: BrowserContext, server: Any, study: Dataset) -> Page:
     page.get_by_label("User").fill("grace")
     page.get_by_label("Password").fill(PASSWORD)
     page.get_by_role("button", name="Log in").click()
+    page.wait_for_selector("#reading", state="attached", timeout=120_000)
     page.wait_for_selector("#files input[type=file]:enabled", state="attached", timeout=60_000)
     archive = page.locator("#archive")
     archive.locator("summary").click()

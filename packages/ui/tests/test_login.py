@@ -121,6 +121,12 @@ def server(
         yield Server(address, running.audit, running.temporary)
 
 
+def until_whole(client: httpx.Client) -> None:
+    """Wait until Gradio's routes are there; the client is logged in."""
+    while not client.get("/state/page").json()["whole"]:
+        time.sleep(0.1)
+
+
 @pytest.fixture
 def stranger(server: Server) -> Iterator[httpx.Client]:
     """A browser without a session."""
@@ -129,7 +135,7 @@ def stranger(server: Server) -> Iterator[httpx.Client]:
 
 
 ROUTES = """
-import json, re, sys
+import asyncio, json, re, sys
 from pathlib import Path
 from starlette.routing import Mount, Route
 from medqua.ui.app import Settings, create_app
@@ -147,7 +153,9 @@ def walk(router, prefix=""):
 
 folder = Path(sys.argv[1])
 settings = Settings(passwords=folder / "users", audit=folder / "audit.jsonl")
-print(json.dumps(sorted(set(walk(create_app(settings).router)))))
+app = create_app(settings)
+asyncio.run(app.state.page.build())
+print(json.dumps(sorted(set(walk(app.router)))))
 """
 
 
@@ -199,6 +207,7 @@ def test_with_a_login_only_the_routes_that_the_page_needs_are_open(
     every: list[tuple[str, str]], server: Server, stranger: httpx.Client
 ):
     assert server.log_in(stranger, "bob") == 303
+    until_whole(stranger)
     opened = set()
     for method, path in every:
         if path in ("/logout", "/gradio_api/heartbeat/x", "/gradio_api/queue/data"):
@@ -253,6 +262,7 @@ def test_two_users_cannot_reach_each_others_files_with_stolen_names(server: Serv
 
 
 def _steal(server: Server, ada: httpx.Client, eve: httpx.Client, file: bytes) -> None:
+    until_whole(ada)
     (name,) = ada.post("/worklist/files?name=a.png", content=file).json()["opened"]
     assert [s["name"] for s in ada.get("/worklist").json()["studies"]] == [name]
     assert ada.get(f"/viewer/studies/{name}/pixels").status_code == 200

@@ -78,6 +78,7 @@ def test_findings_are_the_same_both_ways_and_a_lost_engine_is_found_again(
     assert server.state == ""
     there = server.read("name of a patient.dcm", content)
     embedded = BundleReader(DEMO)
+    embedded.start()
     here = embedded.read("a.dcm", content)
     assert here.findings is not None
     assert there.findings is not None

@@ -135,9 +135,10 @@ def lose(session: ServingSession) -> None:
     runtime = session._quantum
     assert isinstance(runtime, QuantumRuntime)
     for bottleneck in runtime._asked:
-        engine = bottleneck._engine("cudaq")
+        module = bottleneck._module
+        engine = module._engine("cudaq")
         engine.target, engine.by_unitary = TARGETS["nvidia"], False
-        bottleneck._cache.clear()
+        module._cache.clear()
 
 
 @pytest.mark.parametrize("on_loss", ["exact", "classical", "fail"])

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from medqua.serve.demo import DEMO
-from medqua.serve.processes.worker import needs_no_bitsandbytes
+from medqua.serve.inference.engine import needs_no_bitsandbytes
 from medqua.serve.processes.workers import Workers
 from medqua.serve.settings import Batching
 

@@ -22,7 +22,7 @@ from medqua.serve.cluster.commands import app as cluster
 if TYPE_CHECKING:
     from medqua.core.model.bundle import Bundle
     from medqua.serve.inference.pipeline import Result
-    from medqua.serve.inference.session import SessionOptions
+    from medqua.serve.inference.session import ServingSession, SessionOptions
 
 app = typer.Typer(
     help="Read radiographs with a trained bundle. Research use only, not for diagnosis.",
@@ -79,29 +79,33 @@ def predict(
 
         medqua-serve predict runs/mimic/export chest.dcm --quantum-target ionq-emulated --shots 1000
     """
-    warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")  # read by PEFT
+    from medqua.core.vision.image import Decoder
     from medqua.serve.demo import model_and_files
-    from medqua.serve.inference.pipeline import Provenance, predict_files
-    from medqua.serve.inference.session import ServingSession, is_export
-    from medqua.serve.sources import expand
 
     model, files = model_and_files(paths)
-    told: Mapping[str, Any]
-    if is_export(model):
-        options = _session_options(device, batch_size, single, target, shots, seed, on_loss)
-        opened: Bundle | ServingSession = ServingSession.open(model, options)
-        assert isinstance(opened, ServingSession)
-        provenance, told = Provenance.of_export(opened), opened.provenance()
-    else:
-        if single or target or shots or seed is not None or on_loss != "exact":
-            raise ConfigError(
-                "options of an export for a bundle, which says itself how its circuits are "
-                "evaluated: export it with serve:export, and give that folder"
-            )
-        opened = _open_bundle(model, device)
-        provenance = Provenance.of(opened, model)
-        told = asdict(provenance)
-    results = list(predict_files(opened, expand(files), batch_size=batch_size))
+    with Decoder() as decoder:
+        decoder.start()  # it loads the codecs while this process loads the model
+        from medqua.serve.inference.manifest import is_export
+        from medqua.serve.inference.pipeline import Provenance, predict_files
+        from medqua.serve.sources import expand
+
+        told: Mapping[str, Any]
+        if is_export(model):
+            options = _session_options(device, batch_size, single, target, shots, seed, on_loss)
+            session = _open_export(model, options)
+            opened: Bundle | ServingSession = session
+            provenance, told = Provenance.of_export(session), session.provenance()
+        else:
+            if single or target or shots or seed is not None or on_loss != "exact":
+                raise ConfigError(
+                    "options of an export for a bundle, which says itself how its circuits are "
+                    "evaluated: export it with serve:export, and give that folder"
+                )
+            opened = bundle = _open_bundle(model, device)
+            provenance = Provenance.of(bundle, model)
+            told = asdict(provenance)
+        sources = expand(files)
+        results = list(predict_files(opened, sources, batch_size=batch_size, decoder=decoder))
     if as_json:
         document = {
             "schema": 1,
@@ -116,8 +120,19 @@ def predict(
     return _status(results)
 
 
+def _open_export(folder: Path, options: "SessionOptions") -> "ServingSession":
+    """Open an export, without torch where its circuits are evaluated without."""
+    from medqua.serve.inference.session import ServingSession
+
+    return ServingSession.open(folder, options)
+
+
 def _open_bundle(folder: Path, device: str) -> "Bundle":
     """Open a bundle on a device that torch has."""
+    from medqua.serve.inference.engine import spare_bitsandbytes
+
+    spare_bitsandbytes(folder)
+    warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")  # read by PEFT
     import torch
     from transformers.utils import logging
 
@@ -186,6 +201,9 @@ def export(
     """
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")  # read by PEFT
     from medqua.core.console import console
+    from medqua.serve.inference.engine import spare_bitsandbytes
+
+    spare_bitsandbytes(bundle)
     from medqua.serve.export import ExportOptions, export_bundle
 
     options = ExportOptions(precision, triton, validation, image_root, limit, overwrite)

@@ -7,8 +7,9 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fastapi import FastAPI
+from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
+from starlette.routing import Mount
 
 from medqua.core.errors import ConfigError
 from medqua.core.vision.image import Decoder
@@ -23,9 +24,10 @@ from medqua.ui.guard import Guard
 from medqua.ui.login import Passwords
 from medqua.ui.login_oidc import Provider, ProviderSettings
 from medqua.ui.login_routes import Doors
+from medqua.ui.opening import Page
 from medqua.ui.routes import viewer_routes
 from medqua.ui.server import Credentials, ServerReader
-from medqua.ui.studies import Sessions
+from medqua.ui.studies import Session, Sessions
 from medqua.ui.worklist import Worklist
 
 SWEEP_SECONDS = 15.0
@@ -67,7 +69,7 @@ class Settings:
     """Hours after which users log in again."""
 
 
-def create_app(settings: Settings, reader: Reader | None = None) -> FastAPI:
+def create_app(settings: Settings, reader: Reader | None = None) -> Starlette:
     """Build the application.
 
     Args:
@@ -87,15 +89,12 @@ def create_app(settings: Settings, reader: Reader | None = None) -> FastAPI:
         )
     sessions = Sessions(
         keep_seconds=settings.keep_hours * 3600,
-        longest_seconds=(settings.login_hours if login else 24 * 365) * 3600,
+        longest_seconds=(settings.login_hours if login else 24 * 365) * 3600.0,
     )
+    # Gradio reads them when it is imported, in `_build`
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["GRADIO_TEMP_DIR"] = str(sessions.uploads)
     os.environ["HF_HUB_OFFLINE"] = "1"
-    import gradio as gr  # reads the environment; takes seconds
-
-    from medqua.ui.page import build_page
-
     decoder = Decoder()
     if reader is None and settings.bundle is not None:
         reader = BundleReader(settings.bundle, settings.device)
@@ -107,16 +106,32 @@ def create_app(settings: Settings, reader: Reader | None = None) -> FastAPI:
     outbox = None if settings.archive is None else _outbox(settings)
     exports = Exports(sessions, desk, audit, outbox)
 
+    def make() -> Starlette:
+        return _build(sessions, worklist, audit, desk, samples=settings.samples)
+
+    def arrive(session: Session) -> None:
+        if settings.samples:
+            worklist.arrive(session)
+
+    page = Page(make, sessions, arrive)
+
+    async def built() -> None:
+        if isinstance(reader, BundleReader):
+            reader.start()  # not before: both are imports, which take turns
+
     @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
         await run_in_threadpool(decoder.start)
-        sweeping = asyncio.create_task(_sweep(sessions))
+        running = [asyncio.create_task(_sweep(sessions)), asyncio.create_task(page.run(built))]
         try:
             yield
         finally:
-            sweeping.cancel()
-            with suppress(asyncio.CancelledError):
-                await sweeping
+            if isinstance(reader, BundleReader):
+                reader.stop()
+            for task in running:
+                task.cancel()
+                with suppress(asyncio.CancelledError):
+                    await task
             await run_in_threadpool(desk.close)
             if isinstance(reader, BundleReader):
                 await run_in_threadpool(reader.close)
@@ -126,16 +141,29 @@ def create_app(settings: Settings, reader: Reader | None = None) -> FastAPI:
             sessions.close()
 
     doors = Doors(sessions, audit, passwords, provider) if login else None
-    routes = [*worklist.routes(), *exports.routes(), *viewer_routes(sessions)]
+    routes = [*worklist.routes(), *page.state_routes(), *exports.routes(), *viewer_routes(sessions)]
     if doors is not None:
         routes += doors.routes()
-    app = FastAPI(lifespan=lifespan, openapi_url=None, routes=routes)
+    app = Starlette(lifespan=lifespan, routes=[*routes, Mount("", page)])
     app.add_middleware(Guard, sessions=sessions, hosts=settings.host_names, doors=doors)
-    page = build_page(sessions, worklist, audit, desk, samples=settings.samples)
+    app.state.page = page
+    return app
+
+
+def _build(
+    sessions: Sessions, worklist: Worklist, audit: AuditLog, desk: Desk, *, samples: bool
+) -> Starlette:
+    """Build Gradio's application, importing Gradio."""
+    import gradio as gr
+    from fastapi import FastAPI
+
+    from medqua.ui.page import build_page
+
+    page = build_page(sessions, worklist, audit, desk, samples=samples)
     sans, mono = ["system-ui", "DejaVu Sans", "sans-serif"], ["ui-monospace", "monospace"]
     theme = gr.themes.Default(font=sans, font_mono=mono)  # none that is fetched
-    gr.mount_gradio_app(
-        app,
+    whole: Starlette = gr.mount_gradio_app(
+        FastAPI(openapi_url=None),
         page,
         path="",
         theme=theme,
@@ -150,7 +178,7 @@ def create_app(settings: Settings, reader: Reader | None = None) -> FastAPI:
         show_error=False,
         max_file_size=1,  # files come in by our own route
     )
-    return app
+    return whole
 
 
 def _outbox(settings: Settings) -> Outbox:

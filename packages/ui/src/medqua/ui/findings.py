@@ -1,5 +1,6 @@
 """Findings of one file, quantum-routed and classical-only side by side, through `medqua.serve`."""
 
+import logging
 import threading
 import time
 from collections.abc import Mapping
@@ -14,6 +15,8 @@ from medqua.core.vision.image import ImageSpec
 
 if TYPE_CHECKING:  # torch and transformers are imported with the model, in the background
     from medqua.serve.inference.explain import Occlusion, Routes
+
+logger = logging.getLogger("medqua.ui")
 
 
 @dataclass(frozen=True)
@@ -90,20 +93,25 @@ class Occluder(Protocol):
 
 
 class BundleReader:
-    """A bundle in this process, opened in the background: pictures need not wait for it."""
+    """A bundle in this process, loaded in the background: pictures need not wait for it.
+
+    Args:
+        bundle: Folder written by training.
+        device: Where the model runs.
+    """
 
     def __init__(self, bundle: Path, device: str = "cpu") -> None:
-        """Begin to open a bundle.
-
-        Args:
-            bundle: Folder written by training.
-            device: Where the model runs.
-        """
         self._folder, self._device = bundle, device
         self._lock = threading.Lock()
-        self._state = "The model is being opened."
-        self._opened = threading.Thread(target=self._open, name="bundle", daemon=True)
-        self._opened.start()
+        self._state = "The model is being loaded."
+        self._begun = self._stopped = False
+        self._done = threading.Event()
+
+    def start(self) -> None:
+        """Begin to load it, with the libraries that it needs."""
+        if not self._begun:
+            self._begun = True
+            threading.Thread(target=self._load, name="bundle", daemon=True).start()
 
     @property
     def state(self) -> str:
@@ -111,12 +119,12 @@ class BundleReader:
         return self._state
 
     def wait(self) -> None:
-        """Return once the bundle is open or has failed."""
-        self._opened.join()
+        """Return once the bundle is open or has failed; it must have been started."""
+        self._done.wait()
 
     def read(self, file: str, content: bytes) -> Reading:
         """Read one file, waiting for the bundle; files are read one after another."""
-        self._opened.join()
+        self._done.wait()
         if self._state:
             return Reading((), self._state, (), {}, 0.0)
         from medqua.serve.inference.explain import explain_file
@@ -154,7 +162,7 @@ class BundleReader:
 
     def occlude(self, content: bytes, size: tuple[int, int]) -> "Occlusion | None":
         """Cover one region after another; waits for the bundle, and other files wait for this."""
-        self._opened.join()
+        self._done.wait()
         if self._state:
             return None
         from medqua.core.errors import ImageError
@@ -170,27 +178,50 @@ class BundleReader:
             inside = (at.left, at.top, at.width, at.height)
             return occlusion(self._bundle, image, inside=inside)
 
+    def stop(self) -> None:
+        """Let nobody wait for a bundle that is not open yet."""
+        self._begun = True
+        if not self._done.is_set():
+            self._stopped, self._state = True, "The viewer is being ended."
+            self._done.set()
+
     def close(self) -> None:
         """End the decoding process."""
-        self._opened.join()
+        self._done.wait()
         if not self._state:
             self._decoder.close()
+
+    def _load(self) -> None:
+        """Open the bundle; a failure is told on the console and to whoever asks for findings."""
+        try:
+            self._open()
+        except MedQuaError as error:
+            self._fail(str(error), error)
+        except Exception as error:  # a defect, or a broken installation
+            self._fail(f"{type(error).__name__}; the server's console tells more.", error)
+        finally:
+            self._done.set()
+
+    def _fail(self, why: str, error: Exception) -> None:
+        if self._stopped:
+            return
+        self._state = f"The model could not be loaded: {why}"
+        logger.error(self._state, exc_info=None if isinstance(error, MedQuaError) else error)
 
     def _open(self) -> None:
         import warnings
 
-        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")
-        try:
-            from medqua.core.model.bundle import Bundle
-            from medqua.core.vision.image import Decoder
-            from medqua.serve.inference.pipeline import Provenance
+        from medqua.serve.inference.engine import spare_bitsandbytes
 
-            self._bundle = Bundle.open(self._folder, device=self._device)
-            told = Provenance.of(self._bundle, self._folder)
-            self._decoder = Decoder()
-        except MedQuaError as error:
-            self._state = f"The model could not be opened: {error}"
-            return
+        spare_bitsandbytes(self._folder)
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")
+        from medqua.core.model.bundle import Bundle
+        from medqua.core.vision.image import Decoder
+        from medqua.serve.inference.pipeline import Provenance
+
+        self._bundle = Bundle.open(self._folder, device=self._device)
+        told = Provenance.of(self._bundle, self._folder)
+        self._decoder = Decoder()
         self._quantum, self._record = bool(told.engines), asdict(told)
         self._provenance = {
             "Bundle": told.bundle[:12],
@@ -200,4 +231,5 @@ class BundleReader:
             "Calibrated": "yes" if told.calibrated else "no",
             "Intended use": told.intended_use,
         }
-        self._state = ""
+        if not self._stopped:
+            self._state = ""

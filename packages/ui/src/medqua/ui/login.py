@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from medqua.core.errors import ConfigError
-from medqua.serve.http.security import RateLimit
 
 Role = Literal["view", "reveal", "export"]
 ROLES: tuple[Role, ...] = get_args(Role)
@@ -104,6 +103,8 @@ class Passwords:
     """
 
     def __init__(self, path: Path) -> None:
+        from medqua.serve.http.security import RateLimit  # FastAPI, which nothing else here needs
+
         self._path, self._lock = path, threading.Lock()
         self._turn = threading.BoundedSemaphore(2)  # each check takes 128 MiB
         self._rate, self._rate_of_all = RateLimit(1 / 12, 5), RateLimit(1 / 3, 20)

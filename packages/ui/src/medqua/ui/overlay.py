@@ -4,7 +4,6 @@ import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
 
@@ -62,6 +61,8 @@ def occlusion_text(study: Study, reader: Occluder) -> str:
 
 def routed_colours(layers: int) -> npt.NDArray[np.uint8]:
     """Return the colour of a token by how many of the adapters routed it, `[layers + 1, 3]`."""
+    import matplotlib as mpl  # takes half a second
+
     shares = np.arange(layers + 1) / max(layers, 1)
     colours: npt.NDArray[np.uint8] = mpl.colormaps["viridis"](shares, bytes=True)[:, :3]
     return colours

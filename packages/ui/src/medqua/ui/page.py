@@ -133,9 +133,8 @@ class _Acts:
     def arrive(self, request: gr.Request) -> None:
         session = self._session(request)
         session.tabs.add(str(request.session_hash))
-        if self.samples and not session.arrived:
-            session.arrived = True
-            self.worklist.open_samples(session)
+        if self.samples:
+            self.worklist.arrive(session)
 
     def leave(self, request: gr.Request) -> None:
         token = _token(request)

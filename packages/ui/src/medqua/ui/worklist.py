@@ -192,6 +192,12 @@ class Worklist:
             return _gone()
         return _results(await run_in_threadpool(self.open_samples, session))
 
+    def arrive(self, session: Session) -> None:
+        """Open the samples in a session that is new."""
+        if not session.arrived:
+            session.arrived = True
+            self.open_samples(session)
+
     def open_samples(self, session: Session) -> list[Study | Refusal]:
         """Open copies of the samples: what is taken in is deleted."""
         copies, names = [], []

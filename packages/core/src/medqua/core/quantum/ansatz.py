@@ -16,6 +16,12 @@ ENTANGLERS = ("ring", "line", "all", "none")
 ROTATIONS = ("rx", "ry", "rz")
 """Rotations of one layer in the order they act; the last axis of `theta`."""
 
+NOT_FINITE = (
+    "angles hold NaN or infinity: look for a loss that diverged or a layer that overflowed "
+    "before the bottleneck"
+)
+"""What is told of angles that no circuit can be given."""
+
 
 @dataclass(frozen=True)
 class Gate:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from medqua.core.errors import ConfigError, ShapeError
-from medqua.core.quantum.ansatz import Ansatz
+from medqua.core.quantum.ansatz import NOT_FINITE, Ansatz
 from medqua.core.quantum.cost import LARGEST, cheapest
 from medqua.core.quantum.engine import Engine, Program, make_engine
 from medqua.core.quantum.exact.triton_fourier import runs_fused
@@ -281,9 +281,3 @@ class VariationalBottleneck(nn.Module):
 def finite(angles: Tensor) -> bool:
     """Return whether no angle is NaN or infinite; one sum, looked into only if it is not finite."""
     return math.isfinite(angles.sum().item()) or bool(torch.isfinite(angles).all())
-
-
-NOT_FINITE = (
-    "angles hold NaN or infinity: look for a loss that diverged or a layer that overflowed "
-    "before the bottleneck"
-)

@@ -8,15 +8,17 @@ q1: ─┤RY φ1├─┤RX θ010├─┤RY θ011├─⊕─●──⟨Z⟩
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from jaxtyping import Float
-from torch import Tensor
-
 from medqua.core.errors import ConfigError
 from medqua.core.quantum.ansatz import Ansatz, Gate
 
 if TYPE_CHECKING:
+    import numpy as np
+    from jaxtyping import Float
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from torch import Tensor
+
+    Theta = Float[Tensor, "max_depth n_qubits 3"] | Float[np.ndarray, "max_depth n_qubits 3"]
 
 COLOURS = {"rx": "#d8e6f5", "ry": "#dcefdc", "rz": "#f5e6d3", "phi": "#ece4f5"}
 """Fill of a gate's box in a figure; `phi` is the encoding."""
@@ -29,7 +31,7 @@ def diagram(
     ansatz: Ansatz,
     depth: int | None = None,
     *,
-    theta: Float[Tensor, "max_depth n_qubits 3"] | None = None,
+    theta: "Theta | None" = None,
     width: int = 100,
 ) -> str:
     """Return the circuit drawn in text, folded to the width of a terminal.
@@ -67,7 +69,7 @@ def figure(
     ansatz: Ansatz,
     depth: int | None = None,
     *,
-    theta: Float[Tensor, "max_depth n_qubits 3"] | None = None,
+    theta: "Theta | None" = None,
 ) -> "Figure":
     """Return the circuit as a matplotlib figure, to be saved as PNG, SVG or PDF.
 
@@ -136,7 +138,7 @@ def moments(ansatz: Ansatz, depth: int | None = None) -> list[list[Gate]]:
     return columns
 
 
-def _label(gate: Gate, theta: Tensor | None) -> tuple[str, str]:
+def _label(gate: Gate, theta: "Theta | None") -> tuple[str, str]:
     """Return the name of a rotation and that of its angle."""
     where = gate.parameter or ()
     if len(where) > 1 and theta is not None:
@@ -146,7 +148,7 @@ def _label(gate: Gate, theta: Tensor | None) -> tuple[str, str]:
     return gate.name.upper(), ("φ" if len(where) == 1 else "θ") + index
 
 
-def _text_column(gates: Sequence[Gate], n: int, theta: Tensor | None) -> list[str]:
+def _text_column(gates: Sequence[Gate], n: int, theta: "Theta | None") -> list[str]:
     """Return the lines of one column: even ones are wires, odd ones the space below them."""
     cells, below = ["─"] * n, [" "] * n
     for gate in gates:
@@ -171,7 +173,7 @@ def _centred(cell: str, width: int, fill: str) -> str:
     return fill * left + cell + fill * (width - len(cell) - left)
 
 
-def _paint(axes: "Axes", gate: Gate, x: int, top: float, theta: Tensor | None) -> None:
+def _paint(axes: "Axes", gate: Gate, x: int, top: float, theta: "Theta | None") -> None:
     """Paint one gate into a figure."""
     from matplotlib.patches import Circle, FancyBboxPatch
 

@@ -5,20 +5,21 @@ while every token still brings its own `phi`.
 """
 
 import math
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from medqua.core.errors import ShapeError
 from medqua.core.quantum.ansatz import Ansatz, Gate
+
+if TYPE_CHECKING:  # a program without values is written without torch
+    from torch import Tensor
 
 
 def to_qasm(
     ansatz: Ansatz,
     depth: int | None = None,
     *,
-    angles: Tensor | None = None,
-    theta: Tensor | None = None,
+    angles: "Tensor | None" = None,
+    theta: "Tensor | None" = None,
     measure: bool = True,
 ) -> str:
     """Return an OpenQASM 3 program of the circuit with `depth` layers.
@@ -64,7 +65,7 @@ def to_qasm(
     )
 
 
-def _statement(gate: Gate, phi: Tensor | None, theta: Tensor | None) -> str:
+def _statement(gate: Gate, phi: "Tensor | None", theta: "Tensor | None") -> str:
     """Return the statement of one gate."""
     wires = ", ".join(f"q[{qubit}]" for qubit in gate.qubits)
     if gate.parameter is None:
@@ -80,10 +81,12 @@ def _symbol(gate: Gate) -> str:
     return "_".join(("phi" if len(where) == 1 else "theta", *map(str, where)))
 
 
-def _checked(name: str, values: Tensor | None, shape: tuple[int, ...]) -> Tensor | None:
+def _checked(name: str, values: "Tensor | None", shape: tuple[int, ...]) -> "Tensor | None":
     """Return values in float64 on the host, or refuse them."""
     if values is None:
         return None
+    import torch
+
     if tuple(values.shape) != shape or not values.is_floating_point():
         raise ShapeError(
             f"{name} are {values.dtype} of shape {list(values.shape)}: this circuit needs "

@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32
 
 from medqua.core.errors import ShapeError
+from medqua.core.shapes import Float32
 
 
 @dataclass(frozen=True)

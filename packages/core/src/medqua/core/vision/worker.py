@@ -12,6 +12,9 @@ import sys
 from dataclasses import asdict
 from typing import Any
 
+if __name__ == "__main__":  # pydicom would load it, to fetch samples
+    sys.modules["requests"] = None  # type: ignore[assignment]
+
 from medqua.core.errors import ImageError
 from medqua.core.vision.dicom import read_dicom  # noqa: F401 loads the codecs before the first file
 from medqua.core.vision.image import ImageSpec, decode_image

@@ -11,18 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from medqua.core.errors import ConfigError, QuantumError
-from medqua.core.quantum.draw import figure
 from medqua.core.quantum.runtime.reference import exact_values
 from medqua.core.quantum.runtime.sampling import Circuit, expectations
 from medqua.core.quantum.runtime.targets import TARGETS, Target, find
 from medqua.core.quantum.runtime.worker import Worker
-from medqua.serve.inference.explain import LayerRoutes
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # torch, transformers and PEFT, which listing the targets does without
     from matplotlib.figure import Figure
+
+    from medqua.serve.inference.explain import LayerRoutes
 
 LIMIT_SECONDS = 120.0
 """Seconds after which a target's answer is waited for no longer."""
@@ -91,7 +90,7 @@ class CircuitLab:
 
     def compare(
         self,
-        layer: LayerRoutes,
+        layer: "LayerRoutes",
         target: str,
         *,
         shots: int = 1000,
@@ -169,7 +168,7 @@ class CircuitLab:
         return answer
 
 
-def drawing(layer: LayerRoutes) -> "Figure":
+def drawing(layer: "LayerRoutes") -> "Figure":
     """Draw a layer's circuit at its full depth, with its trained angles, as a matplotlib figure.
 
     Raises:
@@ -177,10 +176,12 @@ def drawing(layer: LayerRoutes) -> "Figure":
     """
     if layer.ansatz is None:
         raise ConfigError(NO_CIRCUIT)
-    return figure(layer.ansatz, theta=torch.from_numpy(layer.theta))
+    from medqua.core.quantum.draw import figure
+
+    return figure(layer.ansatz, theta=layer.theta)
 
 
-def circuits_of(layer: LayerRoutes, tokens: int) -> list[Circuit]:
+def circuits_of(layer: "LayerRoutes", tokens: int) -> list[Circuit]:
     """Return the circuits of a layer's first routed tokens, with every number bound.
 
     Raises:

@@ -1,5 +1,7 @@
 """What reads images, whichever way the model is kept: an opened bundle, or an export of one."""
 
+import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -154,6 +156,7 @@ def open_engine(directory: Path, device: str = "cpu", threads: int = 1) -> Engin
         BundleError: It is neither, or is incomplete or altered.
     """
     if (directory / "bundle.json").is_file():
+        spare_bitsandbytes(directory)
         import torch
 
         torch.set_num_threads(threads)
@@ -166,3 +169,22 @@ def open_engine(directory: Path, device: str = "cpu", threads: int = 1) -> Engin
         f"no bundle.json or export.json in {directory}: give a folder written by training or by "
         "serve:export"
     )
+
+
+def spare_bitsandbytes(directory: Path) -> None:
+    """Keep PEFT from importing bitsandbytes, which takes seconds, for a bundle without use for it.
+
+    Only in a process that has not loaded torch yet: such a one was started for this bundle. To
+    Python bitsandbytes is not installed there from then on.
+    """
+    if "torch" not in sys.modules and needs_no_bitsandbytes(directory):
+        sys.modules.setdefault("bitsandbytes", None)  # type: ignore[arg-type]  # not installed
+
+
+def needs_no_bitsandbytes(directory: Path) -> bool:
+    """Tell whether a bundle brings a backbone of its own that is not in 4 bits."""
+    try:
+        config = json.loads((directory / "backbone" / "config.json").read_bytes())
+    except (OSError, ValueError):  # a backbone from elsewhere, an export, or a damaged bundle
+        return False
+    return isinstance(config, dict) and not config.get("quantization_config")

@@ -23,9 +23,9 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Int64
 
 from medqua.core.errors import BundleError
+from medqua.core.shapes import Bool, Int64
 
 
 @dataclass(frozen=True)

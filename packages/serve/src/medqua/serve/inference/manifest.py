@@ -10,6 +10,7 @@
 How it is checked tells `medqua.core.sealed`.
 """
 
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -17,7 +18,6 @@ from typing import Any
 
 from medqua.core.errors import BundleError, ConfigError
 from medqua.core.findings.calibration import Calibration
-from medqua.core.quantum.noise import NoiseModel
 from medqua.core.sealed import Seal
 from medqua.core.vision.image import ImageSpec
 from medqua.core.vision.patches import PatchSpec
@@ -63,6 +63,8 @@ class AdapterSpec:
         if not sound or self.n_qubits < 2 or self.max_depth < 1:
             raise ConfigError(f"an adapter of {MANIFEST} is {asdict(self)}: export again")
         if self.noise is not None:
+            from medqua.core.quantum.noise import NoiseModel  # torch
+
             NoiseModel.from_dict(self.noise)
 
 
@@ -128,6 +130,11 @@ class Parts:
     """Temperatures of the labels."""
     adapters: tuple[AdapterSpec, ...]
     """The bottlenecks, in order."""
+
+
+def is_export(directory: str | os.PathLike[str]) -> bool:
+    """Tell whether a folder is an export rather than a bundle."""
+    return Path(directory, MANIFEST).is_file()
 
 
 def write_export(directory: Path, manifest: ExportManifest) -> None:

@@ -9,15 +9,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from medqua.core.errors import BundleError, ConfigError, ImageError
 from medqua.core.findings.result import Findings
-from medqua.core.model.bundle import Bundle
-from medqua.core.model.manifest import MANIFEST, sha256
-from medqua.core.quantum.bottleneck import VariationalBottleneck
+from medqua.core.model.manifest import MANIFEST
+from medqua.core.sealed import sha256
 from medqua.core.vision.image import Decoded, Decoder, ImageSpec
 from medqua.core.vision.limits import read_bytes
 from medqua.core.vision.scope import unstated
@@ -25,10 +24,13 @@ from medqua.serve.inference.results import Refusal, Served
 from medqua.serve.inference.session import ServingSession
 from medqua.serve.objects.heads import refuse_own
 
-__all__ = ["Model", "Provenance", "Refusal", "Result", "Source", "predict_files"]
+if TYPE_CHECKING:  # torch, transformers and PEFT, which an export does without
+    from medqua.core.model.bundle import Bundle
 
-Model = Bundle | ServingSession
-"""What names findings: a bundle run by torch, or an export of one."""
+    Model = Bundle | ServingSession
+    """What names findings: a bundle run by torch, or an export of one."""
+
+__all__ = ["Provenance", "Refusal", "Result", "Source", "predict_files"]
 
 Source = str | Path | tuple[str, bytes]
 """A path, or the name and the content of a file that came over a wire."""
@@ -61,8 +63,10 @@ class Provenance:
     """The bundle's statement."""
 
     @classmethod
-    def of(cls, bundle: Bundle, directory: Path) -> "Provenance":
+    def of(cls, bundle: "Bundle", directory: Path) -> "Provenance":
         """Describe an opened bundle and the folder it was opened from."""
+        from medqua.core.quantum.bottleneck import VariationalBottleneck
+
         modules = bundle.classifier.modules()
         engines = {m.engine for m in modules if isinstance(m, VariationalBottleneck)}
         revision = bundle.backbone.revision
@@ -118,7 +122,7 @@ class Result:
 
 
 def predict_files(
-    model: Model,
+    model: "Model",
     sources: Iterable[Source],
     *,
     batch_size: int = 8,
@@ -179,7 +183,7 @@ def _read(source: Source, image: ImageSpec, decoder: Decoder) -> _Read:
     return _Read(name, decoded, refusal, time.perf_counter() - start)
 
 
-def _infer(model: Model, reads: list[_Read]) -> Iterator[Result]:
+def _infer(model: "Model", reads: list[_Read]) -> Iterator[Result]:
     """Run one forward pass for the readable ones of `reads`."""
     start = time.perf_counter()
     images = [read.decoded.image for read in reads if read.decoded is not None]
@@ -196,7 +200,7 @@ def _infer(model: Model, reads: list[_Read]) -> Iterator[Result]:
             yield Result(read.name, answer, None, notes, read.seconds + share)
 
 
-def _answers(model: Model, images: list[np.ndarray]) -> Sequence[Findings | Refusal]:
+def _answers(model: "Model", images: list[np.ndarray]) -> Sequence[Findings | Refusal]:
     """Return one answer an image."""
     if isinstance(model, ServingSession):
         return model.findings(images)

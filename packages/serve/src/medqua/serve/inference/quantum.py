@@ -8,26 +8,32 @@
 
 A target can be lost while serving: it raises, or answers what is no expectation value. Then what
 `on_loss` says is done, the result says so, and the target is left alone for a while.
+
+Exact values of circuits without noise, up to eight qubits, are worked out in numpy; torch is loaded
+for the rest.
 """
 
 import math
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from torch import Tensor, nn
 
-from medqua.core.errors import BundleError, ConfigError, MedQuaError, QuantumError
-from medqua.core.quantum.bottleneck import VariationalBottleneck
-from medqua.core.quantum.noise import NoiseModel
+from medqua.core.errors import BundleError, ConfigError, MedQuaError, QuantumError, ShapeError
+from medqua.core.quantum.ansatz import Ansatz
+from medqua.core.quantum.exact.arrays import LARGEST, ArrayCircuit
 from medqua.serve.inference.manifest import AdapterSpec
 from medqua.serve.inference.results import OnLoss, QuantumPath, on_loss_of
 
+Bottleneck = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""phi `[N, n_qubits]` (radian) and circuit layers `[N]` int64 -> `[N, n_qubits]`."""
+
 _SLACK = 1e-3
 """How far beyond [-1, 1] rounding may carry an expectation value."""
+
+_UNFIT = "parameters of adapter {} do not fit: export again"
 
 
 @dataclass(frozen=True)
@@ -89,7 +95,7 @@ class QuantumRuntime:
     def __init__(
         self,
         adapters: Sequence[AdapterSpec],
-        weights: Mapping[str, Tensor],
+        weights: Mapping[str, np.ndarray],
         options: QuantumOptions,
     ) -> None:
         self.options = options
@@ -103,20 +109,17 @@ class QuantumRuntime:
                 "them out"
             )
         self.paths: list[QuantumPath] = []
-        self._exact: list[nn.Module] = []
-        self._asked: list[nn.Module] = []
+        self._exact: list[Bottleneck] = []
+        self._asked: list[Bottleneck] = []
         for number, adapter in enumerate(adapters):
-            exact = _make(adapter, options, asked=False)
-            _load(exact, weights, number)
+            exact = _exact(adapter, options, weights, number)
             self._exact.append(exact)
             asked, path = exact, _path(adapter, options)
             if path in ("target", "sampled"):
-                asked = _make(adapter, options, asked=True)
-                _load(asked, weights, number)
+                asked = _by_torch(adapter, options, weights, number, asked=True)
             self._asked.append(asked)
             self.paths.append(path)
 
-    @torch.inference_mode()
     def evaluate(self, number: int, angles: np.ndarray, depth: np.ndarray) -> Evaluated:
         """Return the expectation values of one layer's routed tokens.
 
@@ -129,14 +132,13 @@ class QuantumRuntime:
             QuantumError: The target is lost and `on_loss` is `fail`.
             ShapeError: Angles that are not finite: the model's fault, on any path.
         """
-        phi, depths = torch.from_numpy(angles), torch.from_numpy(depth)
         with self._lock:
             if self.paths[number] != "target":
-                values = self._asked[number](phi, depths)
+                values = self._asked[number](angles, depth)
                 return Evaluated(_numbers(values), self.paths[number], "")
             if time.monotonic() >= self._lost_until:
                 try:
-                    values = self._asked[number](phi, depths)
+                    values = self._asked[number](angles, depth)
                     _check(values)
                     return Evaluated(_numbers(values), "target", "")
                 except (QuantumError, RuntimeError, OSError) as error:
@@ -148,7 +150,7 @@ class QuantumRuntime:
                 raise QuantumError(f"{self._reason}; on_loss is 'fail'")
             if self.options.on_loss == "classical":
                 return Evaluated(None, "classical", self._reason)
-            values = self._exact[number](phi, depths)
+            values = self._exact[number](angles, depth)
             return Evaluated(_numbers(values), "exact", self._reason)
 
 
@@ -160,48 +162,57 @@ def _path(adapter: AdapterSpec, options: QuantumOptions) -> QuantumPath:
     return "exact" if options.shots is None else "sampled"
 
 
-def _make(adapter: AdapterSpec, options: QuantumOptions, *, asked: bool) -> nn.Module:
-    """Build a bottleneck: what is asked for, or the exact one with the same noise."""
-    n, depth = adapter.n_qubits, adapter.max_depth
-    if adapter.kind != "circuit":
-        from medqua.core.adapter import controls  # brings PEFT, which circuits do without
-
-        made = controls.MLPBottleneck if adapter.kind == "mlp" else controls.FourierBottleneck
-        return made(n, depth).eval()
-    strengths = adapter.noise if options.noise is None else options.noise
-    noise = NoiseModel.from_dict(strengths) if strengths else None
-    if not asked:
-        return VariationalBottleneck(n, depth, entangler=adapter.entangler, noise=noise).eval()
-    return VariationalBottleneck(
-        n,
-        depth,
-        entangler=adapter.entangler,
-        noise=noise,
-        engine="auto" if options.target is None else "cudaq",
-        target=options.target or "qpp-cpu",
-        shots=options.shots,
-        seed=options.seed,
-    ).eval()
-
-
-def _load(bottleneck: nn.Module, weights: Mapping[str, Tensor], number: int) -> None:
-    own = f"{number}."
-    state = {k.removeprefix(own): v for k, v in weights.items() if k.startswith(own)}
-    try:
-        bottleneck.load_state_dict(state)
-    except RuntimeError as error:
+def _exact(
+    adapter: AdapterSpec, options: QuantumOptions, weights: Mapping[str, np.ndarray], number: int
+) -> Bottleneck:
+    """Build the bottleneck that is evaluated exactly, with the noise that is asked for."""
+    noise = adapter.noise if options.noise is None else options.noise
+    if adapter.kind != "circuit" or noise or adapter.n_qubits > LARGEST:
+        return _by_torch(adapter, options, weights, number, asked=False)
+    ansatz = Ansatz(adapter.n_qubits, adapter.max_depth, entangler=adapter.entangler)
+    state = _state(weights, number)
+    if set(state) != {"theta"}:
         raise BundleError(
-            f"parameters of adapter {number} do not fit: export again ({_first_line(error)})"
-        ) from error
+            f"parameters of adapter {number} are {sorted(state)}, needed theta alone: export again"
+        )
+    try:
+        return ArrayCircuit(ansatz, state["theta"])
+    except ShapeError as error:
+        raise BundleError(f"{_UNFIT.format(number)} ({error})") from error
 
 
-def _check(values: Tensor) -> None:
-    if not bool((values.abs() <= 1 + _SLACK).all()):  # written so that NaN fails too
+def _by_torch(
+    adapter: AdapterSpec,
+    options: QuantumOptions,
+    weights: Mapping[str, np.ndarray],
+    number: int,
+    *,
+    asked: bool,
+) -> Bottleneck:
+    """Build the bottleneck that torch evaluates: what is asked for, or the exact one."""
+    from medqua.serve.inference.bottlenecks import TorchBottleneck
+
+    made = TorchBottleneck(adapter, options, asked=asked)
+    try:
+        made.load(_state(weights, number))
+    except RuntimeError as error:
+        raise BundleError(f"{_UNFIT.format(number)} ({_first_line(error)})") from error
+    return made
+
+
+def _state(weights: Mapping[str, np.ndarray], number: int) -> dict[str, np.ndarray]:
+    """Return the parameters of one adapter, by their own names."""
+    own = f"{number}."
+    return {k.removeprefix(own): v for k, v in weights.items() if k.startswith(own)}
+
+
+def _check(values: np.ndarray) -> None:
+    if not (np.abs(values) <= 1 + _SLACK).all():  # written so that NaN fails too
         raise QuantumError("it answered what is no expectation value")
 
 
-def _numbers(values: Tensor) -> np.ndarray:
-    return values.float().contiguous().numpy()
+def _numbers(values: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(values, np.float32)
 
 
 def _first_line(error: BaseException) -> str:

@@ -6,10 +6,10 @@
 
     images -> vision.onnx -> stage_0.onnx -> circuit -> stage_1.onnx -> ... -> logits
 
-No part of the torch model is loaded. Torch itself is: it evaluates the circuits.
+No part of the torch model is loaded, and torch itself only for what numpy does not evaluate: see
+`medqua.serve.inference.quantum`.
 """
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.numpy import load_file
 
 from medqua.core.errors import BundleError, ConfigError, ImageError, ShapeError
 from medqua.core.findings.result import Findings, name_findings
@@ -309,8 +309,3 @@ class ServingSession:
             passed = {f"{name}_in": out[name] for name in ("h", "gate", "shadow")}
             feeds = {**tables.feeds(), **passed, "index_in": index, "z": done_z}
         return Scores(out["logits"].numpy(), routes, tuple(paths), reason)
-
-
-def is_export(directory: str | os.PathLike[str]) -> bool:
-    """Tell whether a folder is an export rather than a bundle."""
-    return Path(directory, MANIFEST).is_file()

@@ -8,14 +8,16 @@ import asyncio
 import logging
 import time
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from medqua.core.errors import ImageError
-from medqua.serve.jobs.outgoing import Outgoing
 from medqua.serve.jobs.store import JobStore, Task
 from medqua.serve.processes.batcher import Priority
 from medqua.serve.processes.clerk import Clerk, ReportError, grounds_of, picture_of
 from medqua.serve.processes.reader import Answer, Reader
+
+if TYPE_CHECKING:  # networking that a run over files does without
+    from medqua.serve.jobs.outgoing import Outgoing
 
 PATIENCE = 3600.0
 """Seconds after which a file of a job is answered with a deadline error."""
@@ -42,7 +44,7 @@ class JobRunner:
         store: JobStore,
         reader: Reader,
         clerk: Clerk,
-        outgoing: Outgoing | None = None,
+        outgoing: "Outgoing | None" = None,
         keep_seconds: float = 72 * 3600,
     ) -> None:
         self._store, self._reader = store, reader

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 from medqua.core.errors import ImageError, OutOfScopeError, UnreadableImageError
-from medqua.core.vision.dicom import distrust, is_dicom, parse
 from medqua.core.vision.limits import Limits
 from medqua.serve.objects.identity import MANUFACTURER, is_own, is_uid
 
@@ -32,6 +31,8 @@ def read_head(data: bytes, limits: Limits | None = None) -> Head:
     Raises:
         UnreadableImageError: It is no DICOM object, or damaged.
     """
+    from medqua.core.vision.dicom import distrust, is_dicom, parse  # pydicom and the codecs
+
     if not is_dicom(data):
         raise UnreadableImageError("it is no DICOM object")
     with distrust():

@@ -9,8 +9,10 @@ whatever an archive has rewritten in its other attributes.
 import hashlib
 import re
 import uuid
+from typing import TYPE_CHECKING
 
-from pydicom.dataset import Dataset
+if TYPE_CHECKING:
+    from pydicom.dataset import Dataset
 
 MANUFACTURER = "MedQua"
 """Manufacturer (0008,0070) of every object that is written."""
@@ -42,7 +44,7 @@ def is_own_uid(uid: str) -> bool:
     return raw[:6] == _MARK and raw[6] >> 4 == 8 and raw[8] >> 6 == 2
 
 
-def is_own(ds: Dataset) -> bool:
+def is_own(ds: "Dataset") -> bool:
     """Tell whether an object was written by MedQua, so that it is never read as an input.
 
     Its SOP instance UID says so; so does its manufacturer, should an archive have given new UIDs.

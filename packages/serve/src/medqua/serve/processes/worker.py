@@ -5,9 +5,7 @@ first sends a `Model`, after a warm inference. Both ends are the service's own c
 client but pixels, which the decoding process has made and the parent has checked, reaches it.
 """
 
-import json
 import signal
-import sys
 import time
 import warnings
 from dataclasses import dataclass
@@ -70,8 +68,6 @@ def work(connection: Connection, directory: Path, device: str, threads: int) -> 
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")
     try:
-        if needs_no_bitsandbytes(directory):
-            sys.modules.setdefault("bitsandbytes", None)  # type: ignore[arg-type]  # not installed
         engine = open_engine(directory, device, threads)
         side = engine.image.size or WARM_SIDE
         engine.read([np.linspace(0, 1, side * side, dtype=np.float32).reshape(side, side)])
@@ -89,18 +85,6 @@ def work(connection: Connection, directory: Path, device: str, threads: int) -> 
             connection.send(answer(engine, message))
         except OSError:
             return
-
-
-def needs_no_bitsandbytes(directory: Path) -> bool:
-    """Tell whether a bundle brings a backbone of its own that is not in 4 bits.
-
-    PEFT imports bitsandbytes wherever it is installed, which takes seconds of every start.
-    """
-    try:
-        config = json.loads((directory / "backbone" / "config.json").read_bytes())
-    except (OSError, ValueError):  # a backbone from elsewhere, an export, or a damaged bundle
-        return False
-    return isinstance(config, dict) and not config.get("quantization_config")
 
 
 def answer(engine: Engine, message: np.ndarray | Explain) -> Answered | Failed:

@@ -61,7 +61,7 @@ async function ask(path, options = {}) {
 async function poll() {
   clearTimeout(timer);
   try {
-    if (!state.me || performance.now() - state.me.at > QUIET) {
+    if (!state.me || performance.now() - state.me.at > (loading() ? BUSY : QUIET)) {
       state.me = { ...(await (await ask("/state")).json()), at: performance.now() };
       about();
     }
@@ -71,7 +71,7 @@ async function poll() {
     again();
     const names = state.studies.map((study) => study.name);
     if (state.opened && !names.includes(state.opened)) open(names[0] ?? "");
-    else if (!state.opened && names.length) open(names[0]);
+    else if (!state.opened && names.length) open(kept(names) ?? names[0]);
     draw();
   } catch (error) {
     if (error instanceof TypeError) part("away").hidden = false; // no answer at all
@@ -79,6 +79,14 @@ async function poll() {
   timer = setTimeout(poll, uploads.busy || waiting() || performance.now() < FIRST ? BUSY : QUIET);
 }
 
+/** The study that the light page had in view, which this one has taken the place of. */
+function kept(names) {
+  const name = sessionStorage.getItem("study");
+  sessionStorage.removeItem("study");
+  return names.find((one) => one === name);
+}
+
+const loading = () => Boolean(state.me?.engine.includes("being loaded"));
 const waiting = () => state.studies.filter((study) => ["waiting", "reading"].includes(study.state)).length;
 
 /** Show findings once an engine that was away has given them. */
@@ -93,7 +101,7 @@ function again() {
 
 function about() {
   const { user, login, engine, archive, roles } = state.me;
-  part("engine").hidden = !engine || engine.includes("being opened");
+  part("engine").hidden = !engine || loading();
   part("engine").textContent = engine;
   part("who").hidden = !login;
   part("user").textContent = user;
@@ -129,7 +137,8 @@ function draw() {
 
 function progress() {
   const open = waiting(), total = state.studies.filter((study) => study.state !== "open").length;
-  part("reading-progress").textContent = open && total
+  if (loading()) part("reading-progress").textContent = "The model is being loaded. Findings follow.";
+  else part("reading-progress").textContent = open && total
     ? `Findings: ${total - open} of ${total}${state.left ? `, about ${seconds(state.left)} left` : ""}` : "";
   const { busy, done, total: files, left } = uploads;
   part("cancel").hidden = !busy;

@@ -1,10 +1,10 @@
 """What a circuit gives exactly, by a plain statevector sweep that shares nothing with CUDA-Q."""
 
-import math
 from collections.abc import Mapping
 
 import numpy as np
 
+from medqua.core.quantum.exact.arrays import entangle, rotate
 from medqua.core.quantum.runtime.sampling import Circuit
 
 
@@ -18,20 +18,11 @@ def probabilities(circuit: Circuit) -> np.ndarray:
     state.flat[0] = 1
     for gate in circuit.ansatz.gates(circuit.depth):
         if gate.parameter is None:
-            control, target = gate.qubits
-            one = np.moveaxis(state, (control, target), (0, 1))[1]  # a view
-            one[:] = one[::-1].copy()
+            entangle(state, *gate.qubits)
             continue
-        angle = theta[gate.parameter] if len(gate.parameter) > 1 else circuit.phi[gate.qubits[0]]
-        c, s = math.cos(angle / 2), math.sin(angle / 2)
-        rotations: dict[str, list[list[complex]]] = {
-            "rx": [[c, -1j * s], [-1j * s, c]],
-            "ry": [[c, -s], [s, c]],
-            "rz": [[c - 1j * s, 0], [0, c + 1j * s]],
-        }
-        matrix = np.array(rotations[gate.name])
-        q = gate.qubits[0]
-        state = np.moveaxis(np.tensordot(matrix, state, (1, q)), 0, q)
+        (qubit,) = gate.qubits
+        angle = theta[gate.parameter] if len(gate.parameter) > 1 else circuit.phi[qubit]
+        state = rotate(state, gate.name, angle, qubit)
     chances: np.ndarray = np.abs(state.reshape(-1)) ** 2
     return chances
 
