@@ -71,7 +71,7 @@ def train(rank: int, broadcast: bool) -> dict[str, Any]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", timeout=timedelta(seconds=60))
+    dist.init_process_group("gloo", timeout=timedelta(seconds=900))
     rank = dist.get_rank()
     results = [train(rank, broadcast) for broadcast in (False, True)]
     torch.save(results, Path(sys.argv[1]) / f"{rank}.pt")

@@ -29,7 +29,7 @@ def part(case: str, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", timeout=timedelta(seconds=60))
+    dist.init_process_group("gloo", timeout=timedelta(seconds=900))
     rank = dist.get_rank()
     found = {c: best_over_ranks(*part(c, rank), 1, 3) for c in CASES}
     own = torch.full((2,), float(rank + 1), requires_grad=True)

@@ -12,7 +12,7 @@ WORKER = Path(__file__).with_name("ddp_worker.py")
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> list[list[dict[str, Any]]]:
+def runs(tmp_path_factory: pytest.TempPathFactory, patience: float) -> list[list[dict[str, Any]]]:
     """Results `[rank][run]`; the runs differ in whether DDP broadcasts buffers."""
     folder = tmp_path_factory.mktemp("ranks")
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
@@ -20,7 +20,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[list[dict[str, Any]]]
         [*launch, str(WORKER), str(folder)],
         capture_output=True,
         text=True,
-        timeout=300,  # a rank that waits for another would run into it
+        timeout=patience,  # a rank that waits for another would run into it
         check=False,
     )
     assert ended.returncode == 0, ended.stderr[-4000:]

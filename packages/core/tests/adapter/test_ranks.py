@@ -16,14 +16,14 @@ CASES = ("normal", "ties", "odd", "inactive", "one rank")
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+def found(tmp_path_factory: pytest.TempPathFactory, patience: float) -> list[dict[str, Any]]:
     folder = tmp_path_factory.mktemp("ranks")
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=3"]
     ended = subprocess.run(
         [*launch, str(WORKER), str(folder)],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=patience,
         check=False,
     )
     assert ended.returncode == 0, ended.stderr[-4000:]

@@ -248,7 +248,6 @@ def command(*arguments):
         [sys.executable, "-W", "error", "-m", "medqua.core.quantum.runtime", *arguments],
         capture_output=True,
         text=True,
-        timeout=300,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         check=False,
     )
