@@ -23,6 +23,7 @@ hypothesis.settings.load_profile("medqua")
 if not torch.cuda.is_available():  # before Triton is imported: its kernels then run on the CPU
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+WIDTH = shutil.get_terminal_size().columns
 os.environ["COLUMNS"] = "10000"  # printed text is compared: no terminal's width may wrap it
 os.environ.pop("FORCE_COLOR", None)
 
@@ -51,6 +52,13 @@ def eventually() -> Callable[[Callable[[], T]], T]:
         return found
 
     return wait
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Keep pytest's own lines as wide as the terminal."""
+    if config.pluginmanager.has_plugin("terminalreporter"):
+        config.get_terminal_writer().fullwidth = WIDTH
 
 
 @pytest.fixture(scope="session")
