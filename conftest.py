@@ -1,5 +1,7 @@
-"""Fixtures shared by every package's tests."""
+"""Fixtures shared by every package's tests, and the order in which they run."""
 
+import gc
+import importlib
 import json
 import os
 import shutil
@@ -8,13 +10,15 @@ import subprocess
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import hypothesis
 import pytest
 import torch
+
+from medqua.core.errors import MedQuaError
 
 # a busy machine pauses for longer than any deadline; speed has its place in benchmarks/
 hypothesis.settings.register_profile("medqua", deadline=None)
@@ -59,6 +63,73 @@ def pytest_configure(config: pytest.Config) -> None:
     """Keep pytest's own lines as wide as the terminal."""
     if config.pluginmanager.has_plugin("terminalreporter"):
         config.get_terminal_writer().fullwidth = WIDTH
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """Leave what was imported out of garbage collections: training asks for one in every run."""
+    gc.disable()
+    try:
+        if "PYTEST_XDIST_WORKER" in os.environ:  # CUDA-Q looks through all that is loaded, for each
+            with suppress(MedQuaError):  # of its kernels: it is quick while that is little
+                importlib.import_module("medqua.core.quantum.runtime.kernels")
+        return (yield)
+    finally:
+        gc.enable()
+        gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    """Let all go at the end."""
+    gc.unfreeze()
+
+
+TOGETHER = (  # files that share what is dear to start; the dearest first, so that none is the tail
+    ("ui/tests/test_app", "ui/tests/test_workplace", "ui/tests/test_viewer_pixels"),
+    (
+        "http/test_findings_route", "http/test_inference_protocol", "http/test_explanation_route",
+        "http/test_job_routes", "http/test_serving_page",
+    ),
+    ("export/test_export", "inference/test_session"),
+    ("tests/test_flow", "tests/test_skew"),
+    ("ui/tests/test_overlay",),
+    ("quantum/test_queue",),
+    ("http/test_hospital", "ui/tests/test_hospital"),
+    ("ui/tests/test_login",),
+    ("train/tests/test_distributed_training",),
+    ("quantum/test_conformance",),
+    ("adapter/test_ranks", "adapter/test_distributed"),
+    ("offline/test_offline", "processes/test_reader", "processes/test_start"),
+    ("train/tests/test_run", "train/tests/test_card"),
+)  # fmt: skip
+
+
+def place(nodeid: str) -> int:
+    """Where in `TOGETHER` a test's file stands; after the last for all others."""
+    file = nodeid.partition(".py::")[0]
+    found = (place for place, files in enumerate(TOGETHER) if file.endswith(files))
+    return next(found, len(TOGETHER))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with what is dear."""
+    items.sort(key=lambda item: place(item.nodeid))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Let a worker of `--dist loadfile` have what stands together in `TOGETHER`."""
+    if config.getvalue("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            at = place(nodeid)
+            return str(at) if at < len(TOGETHER) else str(super()._split_scope(nodeid))
+
+    config.option.loadscopereorder = False  # by the number of tests
+    return Scheduling(config, log)
 
 
 @pytest.fixture(scope="session")

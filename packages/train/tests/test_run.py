@@ -37,7 +37,7 @@ def recipe(small: tuple[str, ...]) -> Callable[..., Recipe]:
 @pytest.fixture(scope="module")
 def finished(recipe, images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run") / "run"
-    train(recipe(images), folder, QUIET)
+    train(recipe(images, "evaluation.plots=true"), folder, QUIET)
     return folder
 
 

@@ -1,20 +1,23 @@
+import asyncio
 import hashlib
 import json
 import threading
 import time
+from collections.abc import AsyncIterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
+import httpx
 import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
-from fastapi import APIRouter, FastAPI
+from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.testclient import TestClient
 
 from medqua.core.errors import ConfigError
 from medqua.serve.http.app import create_app
 from medqua.serve.http.guard import Allowance, Budget
-from medqua.serve.http.security import RateLimit, access_of, new_key
+from medqua.serve.http.security import RateLimit, Requires, access_of, new_key
 from medqua.serve.settings import Settings
 
 KEYS = {role: f"secret-{role}" for role in ("infer", "read", "admin")}
@@ -164,6 +167,29 @@ def test_forged_tokens(client: TestClient, signing_key: rsa.RSAPrivateKey):
         assert (
             ask(client, token.encode("latin-1").decode("latin-1") if token != "é" else "e") == 401
         )
+
+
+@pytest.mark.anyio
+async def test_a_slow_body_is_ended():
+    """Asked without a network: a service with so short a limit would end others' bodies too."""
+
+    async def body() -> AsyncIterator[bytes]:
+        yield b"x"
+        await asyncio.Event().wait()
+
+    own = APIRouter()
+
+    @own.post("/own", dependencies=[Depends(Requires("infer"))])
+    async def read(request: Request) -> int:
+        return len(await request.body())
+
+    settings = Settings.from_dict({"limits": {"body_seconds": 0.1}})
+    transport = httpx.ASGITransport(create_app(Path("unopened"), settings, routers=[own]))
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+        answer = await client.post("/own", content=body())
+    assert answer.status_code == 408
+    assert answer.headers["connection"] == "close"
+    assert answer.json() == {"error": "the body took over 0.1 s"}
 
 
 def test_guessing_keys_is_slowed(settings: Settings):

@@ -34,7 +34,7 @@ ANSWER = Answer("", 200, tuple(FINDINGS))
 WHEN = "2026-01-02T03:04:05"
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def clerk() -> Any:
     clerk = Clerk()
     yield clerk
