@@ -1,5 +1,7 @@
-"""Fixtures shared by every package's tests."""
+"""Fixtures shared by every package's tests, and the order in which they run."""
 
+import gc
+import importlib
 import json
 import os
 import shutil
@@ -8,13 +10,15 @@ import subprocess
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import hypothesis
 import pytest
 import torch
+
+from medqua.core.errors import MedQuaError
 
 # a busy machine pauses for longer than any deadline; speed has its place in benchmarks/
 hypothesis.settings.register_profile("medqua", deadline=None)
@@ -23,7 +27,109 @@ hypothesis.settings.load_profile("medqua")
 if not torch.cuda.is_available():  # before Triton is imported: its kernels then run on the CPU
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+WIDTH = shutil.get_terminal_size().columns
+os.environ["COLUMNS"] = "10000"  # printed text is compared: no terminal's width may wrap it
+os.environ.pop("FORCE_COLOR", None)
+
 ROOT = Path(__file__).resolve().parent
+T = TypeVar("T")
+
+PATIENCE = 900.0
+"""Seconds that a test waits for anything at most. It ends a hang; no busy machine comes near it."""
+
+
+@pytest.fixture(scope="session")
+def patience() -> float:
+    """Seconds after which a wait is a hang: the timeout of whatever takes one."""
+    return PATIENCE
+
+
+@pytest.fixture(scope="session")
+def eventually() -> Callable[[Callable[[], T]], T]:
+    """Wait until a condition holds, and return what it gave: `eventually(file.exists)`."""
+
+    def wait(condition: Callable[[], T]) -> T:
+        until = time.monotonic() + PATIENCE
+        while not (found := condition()):
+            assert time.monotonic() < until, f"it did not happen within {PATIENCE:.0f} s"
+            time.sleep(0.01)
+        return found
+
+    return wait
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Keep pytest's own lines as wide as the terminal."""
+    if config.pluginmanager.has_plugin("terminalreporter"):
+        config.get_terminal_writer().fullwidth = WIDTH
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """Leave what was imported out of garbage collections: training asks for one in every run."""
+    gc.disable()
+    try:
+        if "PYTEST_XDIST_WORKER" in os.environ:  # CUDA-Q looks through all that is loaded, for each
+            with suppress(MedQuaError):  # of its kernels: it is quick while that is little
+                importlib.import_module("medqua.core.quantum.runtime.kernels")
+        return (yield)
+    finally:
+        gc.enable()
+        gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    """Let all go at the end."""
+    gc.unfreeze()
+
+
+TOGETHER = (  # files that share what is dear to start; the dearest first, so that none is the tail
+    ("ui/tests/test_app", "ui/tests/test_workplace", "ui/tests/test_viewer_pixels"),
+    (
+        "http/test_findings_route", "http/test_inference_protocol", "http/test_explanation_route",
+        "http/test_job_routes", "http/test_serving_page",
+    ),
+    ("export/test_export", "inference/test_session"),
+    ("tests/test_flow", "tests/test_skew"),
+    ("ui/tests/test_overlay",),
+    ("quantum/test_queue",),
+    ("http/test_hospital", "ui/tests/test_hospital"),
+    ("ui/tests/test_login",),
+    ("train/tests/test_distributed_training",),
+    ("quantum/test_conformance",),
+    ("adapter/test_ranks", "adapter/test_distributed"),
+    ("offline/test_offline", "processes/test_reader", "processes/test_start"),
+    ("train/tests/test_run", "train/tests/test_card"),
+)  # fmt: skip
+
+
+def place(nodeid: str) -> int:
+    """Where in `TOGETHER` a test's file stands; after the last for all others."""
+    file = nodeid.partition(".py::")[0]
+    found = (place for place, files in enumerate(TOGETHER) if file.endswith(files))
+    return next(found, len(TOGETHER))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with what is dear."""
+    items.sort(key=lambda item: place(item.nodeid))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Let a worker of `--dist loadfile` have what stands together in `TOGETHER`."""
+    if config.getvalue("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            at = place(nodeid)
+            return str(at) if at < len(TOGETHER) else str(super()._split_scope(nodeid))
+
+    config.option.loadscopereorder = False  # by the number of tests
+    return Scheduling(config, log)
 
 
 @pytest.fixture(scope="session")
@@ -58,20 +164,31 @@ class Orthanc:
         from medqua.serve.pacs.dimse import DimseArchive
 
         self.http, self.dicom = http, dicom
-        self.web = DicomWebArchive(f"http://127.0.0.1:{http}/dicom-web")
-        self.dimse = DimseArchive("127.0.0.1", dicom, "ORTHANC")
+        address = f"http://127.0.0.1:{http}/dicom-web"
+        self.web = DicomWebArchive(address, connect_seconds=PATIENCE, read_seconds=PATIENCE)
+        self.dimse = DimseArchive("127.0.0.1", dicom, "ORTHANC", seconds=PATIENCE)
 
     def ask(self, path: str) -> object:
         """Return what a path of its own interface answers."""
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.http}{path}", timeout=5) as answer:
+        address = f"http://127.0.0.1:{self.http}{path}"
+        with urllib.request.urlopen(address, timeout=PATIENCE) as answer:
             return json.load(answer)
+
+    @property
+    def ready(self) -> bool:
+        """Whether it answers."""
+        try:
+            self.ask("/dicom-web/studies?limit=1")
+        except OSError:
+            return False
+        return True
 
     def send(self, method: str, path: str, body: object) -> bytes:
         """Send a JSON body."""
         address = f"http://127.0.0.1:{self.http}{path}"
         content = json.dumps(body).encode()
         request = urllib.request.Request(address, content, method=method)
-        with urllib.request.urlopen(request, timeout=20) as answer:
+        with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
             told: bytes = answer.read()
         return told
 
@@ -82,27 +199,49 @@ class Orthanc:
         return sorted(series["00080060"]["Value"][0] for series in found)
 
 
+@contextmanager
+def kept_port() -> Iterator[int]:
+    """A port that nobody gets who asks for a free one.
+
+    Nobody listens there, until a server that was told the number does: servers set `SO_REUSEADDR`.
+    """
+    with socket.socket() as kept:
+        kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        kept.bind(("127.0.0.1", 0))
+        yield int(kept.getsockname()[1])
+
+
+@pytest.fixture
+def closed_port() -> Iterator[int]:
+    """A port where nobody listens but whom the test starts there."""
+    with kept_port() as port:
+        yield port
+
+
 @pytest.fixture(scope="session")
 def start_orthanc(
-    tmp_path_factory: pytest.TempPathFactory, missing_peer: Callable[[str], NoReturn]
+    tmp_path_factory: pytest.TempPathFactory,
+    missing_peer: Callable[[str], NoReturn],
+    eventually: Callable[[Callable[[], Any]], Any],
 ) -> Callable[..., AbstractContextManager[Orthanc]]:
     """Run archives that listen for DICOMweb and DIMSE on this machine alone; keywords configure."""
 
     @contextmanager
     def start(**more: Any) -> Iterator[Orthanc]:
+        with kept_port() as http, kept_port() as dicom, running(http, dicom, more) as server:
+            yield server
+
+    @contextmanager
+    def running(http: int, dicom: int, more: dict[str, Any]) -> Iterator[Orthanc]:
         program = shutil.which("Orthanc")
         plugins = Path("/usr/share/orthanc/plugins")
         if program is None or not list(plugins.glob("*DicomWeb*")):
             missing_peer("Orthanc is not installed: apt-get install orthanc orthanc-dicomweb")
         folder = tmp_path_factory.mktemp("orthanc")
-        ports = []
-        for _ in range(2):
-            with socket.create_server(("127.0.0.1", 0)) as free:
-                ports.append(free.getsockname()[1])
         settings = {
             "Name": "test", "StorageDirectory": str(folder), "IndexDirectory": str(folder),
             "Plugins": [str(plugin) for plugin in plugins.glob("*DicomWeb*")],
-            "HttpPort": ports[0], "DicomPort": ports[1], "DicomAet": "ORTHANC",
+            "HttpPort": http, "DicomPort": dicom, "DicomAet": "ORTHANC",
             "RemoteAccessAllowed": False, "AuthenticationEnabled": False,
             "DicomAlwaysAllowStore": True, "DicomAlwaysAllowEcho": True, **more,
         }  # fmt: skip
@@ -110,18 +249,13 @@ def start_orthanc(
         with (folder / "log").open("wb") as log:
             process = subprocess.Popen([program, folder / "orthanc.json"], stdout=log, stderr=log)
         try:
-            server = Orthanc(*ports)
-            for _ in range(150):
-                try:
-                    server.ask("/dicom-web/studies?limit=1")
-                    break
-                except OSError:
-                    assert process.poll() is None, (folder / "log").read_text()[-2000:]
-                    time.sleep(0.2)
+            server = Orthanc(http, dicom)
+            eventually(lambda: process.poll() is not None or server.ready)
+            assert process.poll() is None, (folder / "log").read_text()[-2000:]
             yield server
         finally:
             process.terminate()
-            process.wait(20)
+            process.wait(PATIENCE)
             shutil.rmtree(folder)
 
     return start

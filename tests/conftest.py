@@ -39,9 +39,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("flow")
     command = [sys.executable, "-m", "medqua.train", "mimic", "--output", str(root / "run"), *SMALL]
     environment = {"PATH": "/usr/bin:/bin", "HOME": str(root), "MEDQUA_CACHE": str(root / "cache")}
-    done = subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=600, check=False
-    )
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "PHANTOMS" in done.stdout
     return root / "run"

@@ -1,18 +1,15 @@
 """From recipe to findings: what the documented commands leave and print."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from typer import Typer
 
+from medqua.core.console import run
 from medqua.core.findings import CHEXPERT_NAMES
-
-
-def predict(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "medqua.serve", "predict", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+from medqua.serve.__main__ import app as serve
+from medqua.train.__main__ import app as train
 
 
 def test_a_run_leaves_what_the_design_names(run_folder: Path):
@@ -38,13 +35,15 @@ def test_a_run_leaves_what_the_design_names(run_folder: Path):
     for layer in metrics["router"].values():
         assert 0 <= layer["activation_ratio"] <= 1
         assert {"threshold", "mean_depth"} <= set(layer)
-    run = json.loads((run_folder / "run.json").read_text())
-    assert run["state"] == "complete"
-    assert {"recipe", "versions", "data_hash", "git_commit"} <= set(run)
+    record = json.loads((run_folder / "run.json").read_text())
+    assert record["state"] == "complete"
+    assert {"recipe", "versions", "data_hash", "git_commit"} <= set(record)
     assert (run_folder / "bundle" / "bundle.json").is_file()
 
 
-def test_the_bundle_names_findings_of_genuine_radiographs(run_folder: Path, shared_data: Path):
+def test_the_bundle_names_findings_of_genuine_radiographs(
+    run_folder: Path, shared_data: Path, capsys: pytest.CaptureFixture[str]
+):
     files = sorted((shared_data / "dicom").glob("cxr_*.dcm"))
     refused = [
         *sorted((shared_data / "dicom").glob("cr_leg*")),
@@ -53,9 +52,9 @@ def test_the_bundle_names_findings_of_genuine_radiographs(run_folder: Path, shar
     ]
     assert len(files) >= 4
     assert len(refused) >= 3
-    done = predict(run_folder / "bundle", *files, *refused, "--json")
-    assert done.returncode == 1, done.stderr
-    results = json.loads(done.stdout)["results"]
+    paths = map(str, (run_folder / "bundle", *files, *refused))
+    assert run(serve, ["predict", *paths, "--json"]) == 1
+    results = json.loads(capsys.readouterr().out)["results"]
     for result in results[: len(files)]:
         assert len(result["findings"]) == 14
         assert all(0 < finding["probability"] < 1 for finding in result["findings"])
@@ -65,7 +64,7 @@ def test_the_bundle_names_findings_of_genuine_radiographs(run_folder: Path, shar
 
 
 def test_a_flipped_byte_in_the_bundle_is_told_without_a_traceback(
-    run_folder: Path, tmp_path: Path, shared_data: Path
+    run_folder: Path, tmp_path: Path, shared_data: Path, capsys: pytest.CaptureFixture[str]
 ):
     damaged = tmp_path / "bundle"
     for file in (run_folder / "bundle").rglob("*"):
@@ -77,15 +76,13 @@ def test_a_flipped_byte_in_the_bundle_is_told_without_a_traceback(
     data = bytearray(head.read_bytes())
     data[-1] ^= 1
     head.write_bytes(data)
-    done = predict(damaged, shared_data / "dicom/cxr_RG1_J2KI.dcm")
-    assert done.returncode == 2
-    assert "head.safetensors" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert run(serve, ["predict", str(damaged), str(shared_data / "dicom/cxr_RG1_J2KI.dcm")]) == 2
+    error = capsys.readouterr().err
+    assert "head.safetensors" in error
+    assert "Traceback" not in error
 
 
-@pytest.mark.parametrize("package", ["train", "serve"])
-def test_help_has_examples(package: str):
-    verb = "mimic" if package == "train" else "predict"
-    command = [sys.executable, "-m", f"medqua.{package}", verb, "--help"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
-    assert "Examples" in done.stdout
+@pytest.mark.parametrize(("app", "verb"), [(train, "mimic"), (serve, "predict")])
+def test_help_has_examples(app: Typer, verb: str, capsys: pytest.CaptureFixture[str]):
+    assert run(app, [verb, "--help"]) == 0
+    assert "Examples" in capsys.readouterr().out

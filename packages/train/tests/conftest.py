@@ -14,6 +14,7 @@ SMALL = (
     "run.threads=1",
     "evaluation.bootstrap=20",
     "evaluation.batch_size=8",
+    "evaluation.plots=false",  # almost half of such a run
     "backbone.source=tiny",
     "backbone.tune=full",
     "backbone.prompt=Findings?",

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -221,10 +220,8 @@ def test_a_rank_that_dies_ends_the_others_and_the_run_resumes(
     keys: Callable[..., list[str]], launch: Launcher, tmp_path: Path
 ) -> None:
     eight = keys("optim.max_steps=8", "run.checkpoint_every=2")
-    started = time.monotonic()
     codes = launch(tmp_path, run={"keys": eight, "signal": [1, 5, signal.SIGKILL]})
-    assert codes == [2, -signal.SIGKILL]
-    assert time.monotonic() - started < 300  # `TIMEOUT` of two_ranks.py: it noticed, before that
+    assert codes == [2, -signal.SIGKILL]  # it noticed: `STUCK` of two_ranks.py would kill it too
     assert "rank 0 lost another process" in said(tmp_path)
     assert "--resume" in said(tmp_path)
     assert record(tmp_path / "run")["state"] == "failed"
@@ -255,7 +252,7 @@ def test_a_signal_to_one_rank_stops_all_with_a_checkpoint(
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
 def test_torchrun_starts_again_where_it_was(
-    keys: Callable[..., list[str]], tmp_path: Path, rank: int
+    keys: Callable[..., list[str]], tmp_path: Path, rank: int, patience: float
 ) -> None:
     run = {
         "keys": keys("optim.max_steps=6", "run.checkpoint_every=2"),
@@ -268,7 +265,7 @@ def test_torchrun_starts_again_where_it_was(
         [*command, "--standalone", "--max-restarts=1", str(WORKER), str(plan)],
         capture_output=True,
         text=True,
-        timeout=900,
+        timeout=patience,
         check=False,
     )
     assert ended.returncode == 0, ended.stderr[-4000:]

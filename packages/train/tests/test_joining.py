@@ -9,7 +9,7 @@ import torch.distributed as dist
 from medqua.core.errors import MedQuaError
 from medqua.train.processes.joining import agree, common_store
 
-SECONDS = timedelta(seconds=20)
+SECONDS = timedelta(seconds=900)
 
 
 @pytest.fixture

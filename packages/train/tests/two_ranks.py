@@ -31,8 +31,8 @@ from medqua.train.run import train
 from medqua.train.trainer.checkpoint import trained_state
 from medqua.train.trainer.trainer import MedQuaTrainer
 
-TIMEOUT = 300
-"""Seconds that a rank waits for the others; far more than a step takes on a busy machine."""
+TIMEOUT = 3600
+"""Seconds that a rank waits for the others: longer than it may live, so it notices or is stuck."""
 
 STUCK = 900.0
 """Seconds until ranks that have not ended are killed."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
+from axe_core_python.sync_playwright import Axe
 from playwright.sync_api import Browser, BrowserContext, Frame, Page, Playwright, sync_playwright
 
 FLAGS = [
@@ -90,8 +91,11 @@ Serving = Callable[..., AbstractContextManager[Server]]
 """Options of the command -> the server, running in the context."""
 
 
+OpenContext = Callable[[], BrowserContext]
+
+
 @pytest.fixture(scope="session")
-def serving(tmp_path_factory: pytest.TempPathFactory) -> Serving:
+def serving(tmp_path_factory: pytest.TempPathFactory, patience: float) -> Serving:
     """Start the server as a user does; nothing that was uploaded outlives it."""
 
     @contextmanager
@@ -113,7 +117,7 @@ def serving(tmp_path_factory: pytest.TempPathFactory) -> Serving:
             yield Server(found.group(0), audit, temporary)
         finally:
             process.terminate()
-            process.wait(20)
+            process.wait(patience)
             process.stdout.close()
         assert not list(temporary.glob("medqua-ui-*")), "uploads outlive the server"
 
@@ -137,12 +141,26 @@ def watch(server: Server) -> Iterator[Watch]:
 
 
 @pytest.fixture
-def context(browser: Browser, server: Server, watch: Watch) -> Iterator[BrowserContext]:
-    """A browser of its own: its own cookies, and so its own session."""
-    context = browser.new_context(viewport={"width": 1280, "height": 800})
-    context.on("page", watch.on)
-    yield context
-    context.close()
+def open_context(browser: Browser, watch: Watch, patience: float) -> Iterator[OpenContext]:
+    """Open browsers of their own: their own cookies, and so their own sessions."""
+    opened = []
+
+    def open_one() -> BrowserContext:
+        context = browser.new_context(viewport={"width": 1280, "height": 800})
+        context.set_default_timeout(1000 * patience)
+        context.on("page", watch.on)
+        opened.append(context)
+        return context
+
+    yield open_one
+    for context in opened:
+        context.close()
+
+
+@pytest.fixture
+def context(open_context: OpenContext) -> BrowserContext:
+    """A browser of its own."""
+    return open_context()
 
 
 @dataclass(frozen=True)
@@ -160,11 +178,11 @@ class App:
     def drop(self, *paths: Path) -> None:
         """Give files to the page, and wait until all of them are dealt with."""
         self.page.set_input_files("#files input[type=file]", list(paths))
-        self.page.locator("#status", has_text=re.compile("opened\\.")).wait_for(timeout=60_000)
+        self.page.locator("#status", has_text=re.compile("opened\\.")).wait_for()
 
     def shown(self) -> str:
         """Wait for a picture and return its study's name."""
-        self.viewer.wait_for_selector("html[data-study]", state="attached", timeout=20_000)
+        self.viewer.wait_for_selector("html[data-study]", state="attached")
         name = self.viewer.locator("html").get_attribute("data-study")
         assert name is not None
         return name
@@ -174,8 +192,8 @@ def open_app(context: BrowserContext, server: Server) -> App:
     """Open the application's page and wait until it is whole and takes files."""
     page = context.new_page()
     page.goto(server.address)
-    page.wait_for_selector("#reading", state="attached", timeout=120_000)  # Gradio's page is there
-    page.wait_for_selector("#files input[type=file]:enabled", state="attached", timeout=20_000)
+    page.wait_for_selector("#reading", state="attached")  # Gradio's page is there
+    page.wait_for_selector("#files input[type=file]:enabled", state="attached")
     page.frame_locator("#viewer").locator("#notice", has_text="Drop").wait_for()
     return App(page)
 
@@ -187,9 +205,24 @@ def app(context: BrowserContext, server: Server) -> App:
 
 
 @pytest.fixture
-def another_app(browser: Browser, server: Server, watch: Watch) -> Iterator[App]:
+def another_app(open_context: OpenContext, server: Server) -> App:
     """The page of somebody else."""
-    context = browser.new_context(viewport={"width": 1280, "height": 800})
-    context.on("page", watch.on)
-    yield open_app(context, server)
-    context.close()
+    return open_app(open_context(), server)
+
+
+@pytest.fixture(scope="session")
+def serious() -> Callable[[Page], list[tuple[str, list[str]]]]:
+    """Return axe's serious and critical findings on a page at rest, with the parts they are of."""
+
+    def find(page: Page) -> list[tuple[str, list[str]]]:
+        page.wait_for_timeout(100)
+        page.wait_for_function(  # what is on its way to another colour would be judged amid it
+            "() => document.getAnimations().every((one) => one.playState !== 'running')"
+        )
+        return [
+            (violation["id"], [str(node["target"]) for node in violation["nodes"]][:5])
+            for violation in Axe().run(page)["violations"]
+            if violation["impact"] in ("serious", "critical")
+        ]
+
+    return find

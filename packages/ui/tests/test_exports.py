@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-import time
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 
@@ -146,7 +146,7 @@ def study(session: Session) -> Study:
 
 
 def test_studies_wait_for_an_engine_that_is_away_and_are_read_once_it_is_back(
-    session: Session, study: Study
+    session: Session, study: Study, eventually: Callable[..., object]
 ):
     engine = Away()
     desk = Desk(engine)
@@ -157,9 +157,7 @@ def test_studies_wait_for_an_engine_that_is_away_and_are_read_once_it_is_back(
         assert reading.refusal == "The engine cannot be reached."
         assert session.outcomes[study.name].reading is None
         engine.away = False
-        deadline = time.monotonic() + 10
-        while session.outcomes[study.name].reading is None and time.monotonic() < deadline:
-            time.sleep(0.05)
+        eventually(lambda: session.outcomes[study.name].reading)
         assert session.outcomes[study.name].reading is READING
         assert desk.read(session, study) is READING
     finally:
@@ -183,9 +181,15 @@ def test_tables_and_reports_say_what_they_are(
     assert page.count(b"/Type /Page\n") == 1
 
 
-def test_an_archive_is_searched_fetched_from_and_sent_to(orthanc, named: Dataset, tmp_path: Path):
+def test_an_archive_is_searched_fetched_from_and_sent_to(
+    orthanc, named: Dataset, tmp_path: Path, patience: float, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("medqua.ui.exports.PATIENCE", patience)
     content = content_of(named)
-    archive = Archive(f"http://127.0.0.1:{orthanc.http}/dicom-web")
+    archive = Archive(
+        f"http://127.0.0.1:{orthanc.http}/dicom-web",
+        connect_seconds=patience, read_seconds=patience,
+    )  # fmt: skip
     archive.store(content)
     (found,) = archive.search({"patient": NUMBER})
     assert found["uid"] == named.StudyInstanceUID
@@ -219,8 +223,10 @@ def test_an_archive_is_searched_fetched_from_and_sent_to(orthanc, named: Dataset
     assert archive.instances(found["uid"]) == [path]  # reports are no images
 
 
-def test_an_archive_that_is_down_leaves_the_report_in_the_outbox(tmp_path: Path):
-    archive = Archive("http://127.0.0.1:9/dicom-web", connect_seconds=0.5)
+def test_an_archive_that_is_down_leaves_the_report_in_the_outbox(
+    tmp_path: Path, closed_port: int, patience: float
+):
+    archive = Archive(f"http://127.0.0.1:{closed_port}/dicom-web", connect_seconds=patience)
     with pytest.raises(PacsUnreachableError):
         archive.search({"patient": "1"})
     outbox = Outbox(tmp_path / "outbox", archive)

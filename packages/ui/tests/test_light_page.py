@@ -56,7 +56,7 @@ def page(context: BrowserContext, server: SimpleNamespace) -> Page:
     """The light page, with the samples."""
     page = context.new_page()
     page.goto(server.address)
-    page.locator("#studies label").nth(2).wait_for(timeout=60_000)
+    page.locator("#studies label").nth(2).wait_for()
     return page
 
 
@@ -68,16 +68,16 @@ def test_it_shows_pictures_and_gives_way_with_the_same_study_in_view(
     name = page.locator("#opened input").input_value()
     assert name
     gate.set()
-    page.locator("#whole").wait_for(timeout=60_000)
+    page.locator("#whole").wait_for()
     assert page.evaluate("sessionStorage.getItem('study')") == name
 
 
 def test_it_takes_files_and_does_not_change_under_the_hand(page: Page, gate: threading.Event):
     page.set_input_files("#files input[type=file]", SAMPLES / "phantom-lateral.dcm")
-    page.locator("#studies label").nth(3).wait_for(timeout=60_000)
+    page.locator("#studies label").nth(3).wait_for()
     gate.set()
     button = page.get_by_role("button", name="Show findings, header, circuits and help")
-    button.wait_for(timeout=60_000)
+    button.wait_for()
     assert page.locator("#studies label").count() == 4
     button.click()
     page.locator("#whole").wait_for()
@@ -87,5 +87,5 @@ def test_a_key_in_the_picture_counts_as_a_hand(page: Page, gate: threading.Event
     page.frame_locator("#viewer").locator("html[data-study]").wait_for(state="attached")
     page.frame_locator("#viewer").locator("body").press("i")
     gate.set()
-    page.get_by_role("button", name="Show findings").wait_for(timeout=60_000)
+    page.get_by_role("button", name="Show findings").wait_for()
     assert page.locator("#whole").count() == 0

@@ -116,7 +116,7 @@ def server(
     oidc.write_text(f'[oidc]\nissuer = "{identity.address}"\nclient_id = "viewer"\n')
     with serving("--pictures-only", "--passwords", users, "--oidc", oidc) as running:
         address = running.address.rstrip("/")
-        with httpx.Client(timeout=300) as client:  # it listens before it answers
+        with httpx.Client(timeout=None) as client:  # it listens before it answers
             assert client.get(f"{address}/login").status_code == 200
         yield Server(address, running.audit, running.temporary)
 
@@ -130,7 +130,7 @@ def until_whole(client: httpx.Client) -> None:
 @pytest.fixture
 def stranger(server: Server) -> Iterator[httpx.Client]:
     """A browser without a session."""
-    with httpx.Client(base_url=server.address, timeout=60) as client:
+    with httpx.Client(base_url=server.address, timeout=None) as client:
         yield client
 
 
@@ -254,8 +254,8 @@ def file() -> bytes:
 
 def test_two_users_cannot_reach_each_others_files_with_stolen_names(server: Server, file: bytes):
     with (
-        httpx.Client(base_url=server.address, timeout=60) as ada,
-        httpx.Client(base_url=server.address, timeout=60) as eve,
+        httpx.Client(base_url=server.address, timeout=None) as ada,
+        httpx.Client(base_url=server.address, timeout=None) as eve,
     ):
         assert server.log_in(ada) == server.log_in(eve) == 303
         _steal(server, ada, eve, file)
@@ -304,7 +304,7 @@ def follow(client: httpx.Client, identity: Identity, **claims: Any) -> Any:
     query = parse_qs(urlsplit(start.headers["location"]).query)
     identity.claims = {
         "iss": identity.address, "aud": "viewer", "sub": "s-1", "iat": time.time(),
-        "exp": time.time() + 60, "nonce": query["nonce"][0], "roles": ["view", "export", "x"],
+        "exp": time.time() + 3600, "nonce": query["nonce"][0], "roles": ["view", "export", "x"],
         "preferred_username": "Dr Grace", **claims,
     }  # fmt: skip
     assert query["code_challenge_method"] == ["S256"]

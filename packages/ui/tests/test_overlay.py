@@ -62,7 +62,7 @@ def told(bundle: Bundle, wide: Path) -> tuple[Routes, Occlusion]:
 def viewer(app, wide: Path) -> Frame:
     app.drop(wide)
     app.shown()
-    app.viewer.wait_for_selector("#overlaybar:not([hidden])", timeout=120_000)
+    app.viewer.wait_for_selector("#overlaybar:not([hidden])")
     app.viewer.evaluate("() => { viewer.annotated = false; }")
     return app.viewer
 
@@ -221,7 +221,7 @@ def test_occlusion_is_computed_when_asked_for_and_kept_while_paging_maps(
     viewer: Frame, told: tuple[Routes, Occlusion]
 ):
     viewer.locator("#overlay-kind").select_option("occlusion")
-    viewer.locator("#overlay-finding option").first.wait_for(state="attached", timeout=60_000)
+    viewer.locator("#overlay-finding option").first.wait_for(state="attached")
     labels = viewer.locator("#overlay-finding option").all_inner_texts()
     assert tuple(labels) == told[1].labels
     first = int(told[1].probability.argmax())
@@ -256,15 +256,15 @@ def test_the_quantum_page_draws_the_study_and_runs_its_circuits(app, viewer: Fra
     page = app.page
     page.get_by_role("tab", name="Quantum").click()
     images = page.locator("#circuit img")
-    images.nth(1).wait_for(timeout=60_000)
+    images.nth(1).wait_for()
     told = images.first.get_attribute("alt")
     assert told is not None
     assert told.startswith("Layer 1: the circuit at its full depth of 2 layers")
     page.locator("#adapter").get_by_text("Layer 3").click()
-    page.locator("#circuit img[alt^='Layer 3']").wait_for(timeout=30_000)
+    page.locator("#circuit img[alt^='Layer 3']").wait_for()
     page.locator("#run").click()
     caption = page.locator("#compared figcaption")
-    caption.wait_for(timeout=120_000)
+    caption.wait_for()
     text = caption.inner_text()
     assert text.startswith("ionq-emulated, 1,000 shots a circuit: largest deviation from exact ")
     errors = re.search(r"([\d.]+) standard errors", text)

@@ -6,7 +6,6 @@ import re
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -26,13 +25,7 @@ Start = Callable[[int], subprocess.Popen[str]]
 
 
 @pytest.fixture(scope="module")
-def port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return int(free.getsockname()[1])
-
-
-@pytest.fixture(scope="module")
-def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
+def start(tmp_path_factory: pytest.TempPathFactory, patience: float) -> Iterator[Start]:
     """Start the service of the demo bundle, with a key, and wait until it is ready."""
     folder, running = tmp_path_factory.mktemp("engine"), []
     digest = hashlib.sha256(KEY.encode()).hexdigest()
@@ -57,25 +50,27 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
     yield begin
     for process in running:
         process.terminate()
-        process.wait(30)
+        process.wait(patience)
         process.stderr.close()
 
 
 def test_findings_are_the_same_both_ways_and_a_lost_engine_is_found_again(
-    start: Start, port: int, tmp_path: Path
+    start: Start,
+    closed_port: int,
+    tmp_path: Path,
+    patience: float,
+    eventually: Callable[..., object],
 ):
     key = tmp_path / "key"
     key.write_text(KEY + "\n")
     content = SAMPLE.read_bytes()
-    server = ServerReader(f"http://127.0.0.1:{port}", Credentials.choose(key, None))
+    address = f"http://127.0.0.1:{closed_port}"
+    server = ServerReader(address, Credentials.choose(key, None), seconds=patience)
     assert "cannot be reached" in server.state
     with pytest.raises(EngineUnavailableError, match="cannot be reached"):
         server.read("a.dcm", content)
-    engine = start(port)
-    deadline = time.monotonic() + 30
-    while server.state and time.monotonic() < deadline:
-        time.sleep(0.2)
-    assert server.state == ""
+    engine = start(closed_port)
+    eventually(lambda: not server.state)
     there = server.read("name of a patient.dcm", content)
     embedded = BundleReader(DEMO)
     embedded.start()
@@ -114,13 +109,13 @@ def test_findings_are_the_same_both_ways_and_a_lost_engine_is_found_again(
     plan = server.read("plan.dcm", b"not an image")
     assert plan.rows == ()
     assert plan.refusal == "the file is neither DICOM, JPG nor PNG"
-    stranger = ServerReader(f"http://127.0.0.1:{port}", Credentials("another"))
+    stranger = ServerReader(address, Credentials("another"), seconds=patience)
     with pytest.raises(EngineUnavailableError, match="does not take the viewer's key"):
         stranger.read("a.dcm", content)
 
     embedded.close()
     engine.kill()
-    engine.wait(10)
+    engine.wait(patience)
     with pytest.raises(EngineUnavailableError):
         server.read("a.dcm", content)
 

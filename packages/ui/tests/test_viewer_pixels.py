@@ -1,16 +1,19 @@
 """What the canvas shows, read back from the screen, beside an independent computation."""
 
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
-from playwright.sync_api import Page
+from playwright.sync_api import BrowserContext, Page
 from pydicom import Dataset, dcmread
 from pydicom.pixels import apply_modality_lut, apply_voi_lut, apply_windowing, pixel_array
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
+Open = Callable[[Path, str], Page]
 RENDERERS = ("webgl", "2d")
 LARGE = pytest.mark.slow
 FILES = (
@@ -69,16 +72,26 @@ def seen(page: Page) -> np.ndarray:
     return picture[..., 0].astype(np.float64)
 
 
-def open_alone(app, path: Path, renderer: str) -> Page:
-    """Open a file in the application, then its picture alone in a window that holds all of it."""
-    app.drop(path)
-    name, page = app.shown(), app.page
-    rows, columns = app.viewer.evaluate("() => [viewer.study.rows, viewer.study.columns]")
-    page.set_viewport_size({"width": max(columns, 700) + 10, "height": rows + 150})
-    page.goto(f"{page.url}viewer/index.html?study={name}&renderer={renderer}")
-    page.wait_for_selector("html[data-study]", state="attached")
-    assert page.evaluate("() => viewer.renderer.name") == {"webgl": "WebGL2", "2d": "2D"}[renderer]
-    return page
+@pytest.fixture
+def open_alone(context: BrowserContext, server: Any) -> Callable[[Path, str], Page]:
+    """Give a file to the server, and open its picture alone in a window that holds all of it."""
+
+    def opened(path: Path, renderer: str) -> Page:
+        ask = context.request
+        assert ask.get(server.address).ok  # begins a session
+        given = ask.post(f"{server.address}worklist/files?name=a.dcm", data=path.read_bytes())
+        (name,) = given.json()["opened"]
+        told = ask.get(f"{server.address}viewer/studies/{name}/description").json()
+        page = context.new_page()
+        size = {"width": max(told["columns"], 700) + 10, "height": told["rows"] + 150}
+        page.set_viewport_size(size)
+        page.goto(f"{server.address}viewer/index.html?study={name}&renderer={renderer}")
+        page.wait_for_selector("html[data-study]", state="attached")
+        used = page.evaluate("() => viewer.renderer.name")
+        assert used == {"webgl": "WebGL2", "2d": "2D"}[renderer]
+        return page
+
+    return opened
 
 
 def assert_same(picture: np.ndarray, reference: np.ndarray) -> None:
@@ -91,10 +104,10 @@ def assert_same(picture: np.ndarray, reference: np.ndarray) -> None:
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.filterwarnings("ignore::UserWarning:pydicom")
 def test_canvas_equals_pydicom_at_the_files_window_and_at_others(
-    app, shared_data: Path, name: str, renderer: str
+    open_alone: Open, shared_data: Path, name: str, renderer: str
 ):
     path = shared_data / "dicom" / f"{name}.dcm"
-    page = open_alone(app, path, renderer)
+    page = open_alone(path, renderer)
     ds = read(path)
     values = apply_modality_lut(pixel_array(ds), ds).astype(np.float64)
     first = expected(ds, values)
@@ -133,9 +146,9 @@ def with_voi_lut(tmp_path: Path, shared_data: Path) -> Path:
 
 @pytest.mark.parametrize("renderer", RENDERERS)
 def test_a_voi_lut_comes_before_the_windows_and_both_can_be_chosen(
-    app, with_voi_lut: Path, renderer: str
+    open_alone: Open, with_voi_lut: Path, renderer: str
 ):
-    page = open_alone(app, with_voi_lut, renderer)
+    page = open_alone(with_voi_lut, renderer)
     ds = dcmread(with_voi_lut)
     values = pixel_array(ds).astype(np.float64)
     names = page.locator("#presets option").all_inner_texts()
@@ -151,8 +164,10 @@ def test_a_voi_lut_comes_before_the_windows_and_both_can_be_chosen(
 
 
 @pytest.mark.parametrize("renderer", RENDERERS)
-def test_turning_and_flipping_move_pixels_as_numpy_does(app, shared_data: Path, renderer: str):
-    page = open_alone(app, shared_data / "dicom" / "cxr_CR-MONO1-10-chest.dcm", renderer)
+def test_turning_and_flipping_move_pixels_as_numpy_does(
+    open_alone: Open, shared_data: Path, renderer: str
+):
+    page = open_alone(shared_data / "dicom" / "cxr_CR-MONO1-10-chest.dcm", renderer)
     plain = seen(page)
     for script, moved in (
         ("viewer.turn(1)", np.rot90(plain, -1)),
@@ -174,9 +189,9 @@ def test_turning_and_flipping_move_pixels_as_numpy_does(app, shared_data: Path, 
         assert np.array_equal(picture, moved), script
 
 
-def test_frames_are_each_their_own(app, shared_data: Path):
+def test_frames_are_each_their_own(open_alone: Open, shared_data: Path):
     path = shared_data / "dicom" / "misc_emri_small_jpeg_ls_lossless.dcm"
-    page = open_alone(app, path, "webgl")
+    page = open_alone(path, "webgl")
     frames = pixel_array(dcmread(path)).astype(np.float64)
     low, high = frames.min(), frames.max()
     for index in (0, 7, 9):

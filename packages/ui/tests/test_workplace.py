@@ -2,19 +2,20 @@
 
 import re
 import shutil
-import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from axe_core_python.sync_playwright import Axe
-from playwright.sync_api import Frame, Locator
+from playwright.sync_api import Frame, Locator, Page
 from pydicom import dcmread
 
+Serious = Callable[[Page], list[tuple[str, list[str]]]]
+Eventually = Callable[[Callable[[], object]], object]
 SAMPLES = Path(__file__).parents[1] / "src/medqua/ui/samples"
 
 
 def test_every_malformed_file_is_told_in_a_sentence_and_the_session_goes_on(
-    app, server, shared_data: Path, tmp_path: Path
+    app, server, shared_data: Path, tmp_path: Path, eventually: Eventually
 ):
     files = sorted(
         path
@@ -27,15 +28,14 @@ def test_every_malformed_file_is_told_in_a_sentence_and_the_session_goes_on(
         given.append(tmp_path / f"{number:03d} {path.name}")
         shutil.copyfile(path, given[-1])
     app.page.set_input_files("#files input[type=file]", given)
-    app.page.locator("#status", has_text=re.compile(r"opened\.$")).wait_for(timeout=300_000)
+    app.page.locator("#status", has_text=re.compile(r"opened\.$")).wait_for()
     told = app.page.locator("#status").inner_text()
     counts = [int(n) for n in re.findall(r"(\d+) (?:stud|file)", told)]
     assert sum(counts) == len(given)
-    app.page.wait_for_timeout(1500)
-    opened = app.page.locator("#studies label").all_inner_texts()
-    refused = app.page.locator("#refusals li").all_inner_texts()
-    assert len(opened) + len(refused) == len(given)
-    reasons = [text.split("\n", 1)[1] for text in refused]
+    opened, refused = app.page.locator("#studies label"), app.page.locator("#refusals li")
+    eventually(lambda: opened.count() + refused.count() >= len(given))
+    assert opened.count() + refused.count() == len(given)
+    reasons = [text.split("\n", 1)[1] for text in refused.all_inner_texts()]
     for reason in reasons:
         assert re.fullmatch(r"[A-Z\"'(].{15,}\.", reason, re.DOTALL), reason
         assert not re.search(r"Traceback|Error\b|0x[0-9a-f]{6}|/tmp/|\bNone\b", reason), reason
@@ -58,27 +58,28 @@ VIEW = "() => Object.values(viewer.view).map(Number)"
 """Zoom, x, y, level, width, inverted; all of them relative to the picture as it was opened."""
 
 
-def move_together(own: Frame, other: Locator, together: Locator) -> None:
+def move_together(own: Frame, other: Locator, together: Locator, eventually: Eventually) -> None:
     """Check that two viewers follow each other as long as they are told to."""
 
     def seen(viewer: Frame | Locator) -> list[float]:
         return viewer.evaluate(VIEW)
 
-    def alike(view: list[float]) -> bool:
-        own.wait_for_timeout(300)
-        return seen(own) == pytest.approx(view) and seen(other) == pytest.approx(view)
+    def become(view: list[float]) -> None:
+        alike = pytest.approx(view)
+        eventually(lambda: seen(own) == alike and seen(other) == alike)
 
     own.evaluate("() => viewer.render()")
     opened = [1, 0, 0, 0, 1, 0]
     assert together.is_checked()
-    assert alike(opened)  # a second picture that opens moves nothing
+    own.wait_for_timeout(300)
+    assert seen(own) == seen(other) == pytest.approx(opened)  # a second picture moves nothing
     own.evaluate("() => { viewer.zoom(2); viewer.pan(40, -30); viewer.dragWindow(50, -20); }")
     moved = seen(own)
     assert moved[0] == pytest.approx(2)
     assert all(a != b for a, b in zip(moved[:5], opened[:5], strict=True))
-    assert alike(moved)
+    become(moved)
     other.evaluate("() => viewer.invert()")
-    assert alike([*moved[:5], 1])
+    become([*moved[:5], 1])
     together.uncheck()
     other.evaluate("() => viewer.reset()")
     own.wait_for_timeout(300)
@@ -86,11 +87,11 @@ def move_together(own: Frame, other: Locator, together: Locator) -> None:
     assert seen(own) == pytest.approx([*moved[:5], 1])
     together.check()
     own.evaluate("() => viewer.reset()")
-    assert alike(opened)
+    become(opened)
 
 
 def test_two_studies_of_one_patient_stand_side_by_side_and_of_two_patients_never(
-    app, tmp_path: Path
+    app, tmp_path: Path, eventually: Eventually, serious: Serious
 ):
     first, other = SAMPLES / "phantom-pa-effusion.dcm", SAMPLES / "phantom-lateral.dcm"
     app.drop(first, follow_up(tmp_path), other)
@@ -112,7 +113,8 @@ def test_two_studies_of_one_patient_stand_side_by_side_and_of_two_patients_never
     assert shown != app.page.frame_locator("#viewer").locator("html").get_attribute("data-study")
     assert "follow-up.dcm: the same patient by its header" in beside.inner_text()
     assert serious(app.page) == []
-    move_together(own, frame.locator("html"), beside.get_by_label("Move and window together"))
+    together = beside.get_by_label("Move and window together")
+    move_together(own, frame.locator("html"), together, eventually)
     beside.get_by_role("button", name="Stop comparing").click()
     beside.wait_for(state="detached")
     compare.click()
@@ -132,25 +134,26 @@ def test_a_server_that_is_gone_is_named_and_what_was_open_is_there_when_it_is_ba
     away = app.page.locator("#away")
     assert away.is_hidden()
     app.page.context.set_offline(True)
-    away.wait_for(timeout=20_000)
+    away.wait_for()
     assert away.get_attribute("role") == "alert"
     assert app.viewer.locator("html").get_attribute("data-study") == name
     app.page.context.set_offline(False)
-    away.wait_for(state="hidden", timeout=20_000)
+    away.wait_for(state="hidden")
     app.drop(SAMPLES / "phantom-pa-effusion.dcm")
     app.page.locator("#studies label").nth(1).wait_for()
     watch.errors[:] = [text for text in watch.errors if not LOST.search(text)]
 
 
-def test_nothing_can_be_pressed_that_would_do_nothing(app, context, server):
+def test_nothing_can_be_pressed_that_would_do_nothing(
+    app, context, server, eventually: Eventually
+):
     held = []
     context.route("**/page/worklist.js", lambda route: held.append(route))
     page = context.new_page()
     page.goto(server.address)
     controls = page.locator("#open-files, #open-folder, #pick, #pick-folder, #samples, #close-all")
     controls.nth(5).wait_for(state="attached")
-    page.wait_for_timeout(500)
-    assert held
+    eventually(lambda: page.wait_for_timeout(100) or held)
     assert not any(control.is_enabled() for control in controls.all())
     held[0].continue_()
     page.locator("#open-files:enabled").wait_for()
@@ -183,7 +186,9 @@ def test_filters_leave_what_fits(app):
     app.page.get_by_text("No study fits the filter.").wait_for()
 
 
-def test_a_cancelled_upload_leaves_nothing_and_the_next_one_works(app, server, tmp_path: Path):
+def test_a_cancelled_upload_leaves_nothing_and_the_next_one_works(
+    app, server, tmp_path: Path, eventually: Eventually
+):
     large = tmp_path / "large.zip"
     with large.open("wb") as file:
         file.truncate(400 << 20)
@@ -191,15 +196,14 @@ def test_a_cancelled_upload_leaves_nothing_and_the_next_one_works(app, server, t
     app.page.set_input_files("#files input[type=file]", [large])
     app.page.get_by_role("button", name="Cancel").click()
     app.page.locator("#status", has_text=re.compile("cancelled|not opened")).wait_for()
-    deadline = time.monotonic() + 20
-    while list(server.root.rglob("*.part")) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not list(server.root.rglob("*.part"))
+    eventually(lambda: not list(server.root.rglob("*.part")))
     app.drop(SAMPLES / "phantom-lateral.dcm")
     assert app.shown()
 
 
-def test_two_tabs_and_a_reload_while_files_come_in_mix_nothing_up(app, tmp_path: Path):
+def test_two_tabs_and_a_reload_while_files_come_in_mix_nothing_up(
+    app, tmp_path: Path, eventually: Eventually
+):
     files = []
     for number in range(6):
         files.append(tmp_path / f"{number}.dcm")
@@ -211,28 +215,24 @@ def test_two_tabs_and_a_reload_while_files_come_in_mix_nothing_up(app, tmp_path:
     app.page.locator("#studies label").first.wait_for()
     app.page.reload()
     app.page.locator("#studies label").first.wait_for()
-    app.page.wait_for_timeout(1500)
-    texts = app.page.locator("#studies label").all_inner_texts()
+
+    def same() -> list[str]:
+        """What both tabs list, as soon as they agree."""
+        here, there = (
+            sorted(page.locator("#studies label").all_inner_texts()) for page in (app.page, second)
+        )
+        return here if here == there else []
+
+    app.page.wait_for_timeout(500)
+    texts = eventually(same)
     assert 1 <= len(texts) == len(set(texts))
-    second.locator("#studies label").nth(len(texts) - 1).wait_for(timeout=15_000)
-    assert sorted(second.locator("#studies label").all_inner_texts()) == sorted(texts)
     app.drop(SAMPLES / "phantom-pa-effusion.dcm")
     assert app.shown()
     second.close()
 
 
-def serious(page) -> list[tuple[str, list[str]]]:
-    """Return axe's serious and critical findings, with the parts that they are of."""
-    found = Axe().run(page)
-    return [
-        (violation["id"], [str(node["target"]) for node in violation["nodes"]][:5])
-        for violation in found["violations"]
-        if violation["impact"] in ("serious", "critical")
-    ]
-
-
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_finds_nothing_serious_in_the_main_states(app, scheme: str):
+def test_axe_finds_nothing_serious_in_the_main_states(app, scheme: str, serious: Serious):
     app.page.emulate_media(color_scheme=scheme)
     app.page.goto(f"{app.page.url}?__theme={scheme}")
     app.page.wait_for_selector("#files input[type=file]:enabled", state="attached")
@@ -240,11 +240,9 @@ def test_axe_finds_nothing_serious_in_the_main_states(app, scheme: str):
     assert serious(app.page) == []
     app.drop(SAMPLES / "phantom-pa-effusion.dcm", SAMPLES / "phantom-lateral.dcm")
     app.shown()
-    app.page.wait_for_timeout(500)
     assert serious(app.page) == []
     for tab in ("Header", "Out", "Help"):
         app.page.get_by_role("tab", name=tab).click()
-        app.page.wait_for_timeout(300)
         assert serious(app.page) == [], tab
 
 

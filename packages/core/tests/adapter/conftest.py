@@ -1,6 +1,9 @@
 """A tiny random Qwen2.5-VL: six decoder layers, D = 32, images of 56 x 56 pixels."""
 
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -67,6 +70,21 @@ def text_inputs(batch: int, tokens: int = 10, seed: int = 0) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(3, 60, (batch, tokens), generator=generator)
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+@pytest.fixture(scope="session")
+def ranks_folder(tmp_path_factory: pytest.TempPathFactory, patience: float) -> Path:
+    """What the ranks of several processes leave: `<worker>/<rank>.pt`."""
+    folder = tmp_path_factory.mktemp("ranks")
+    ended = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name("ranks.py")), str(folder)],
+        capture_output=True,
+        text=True,
+        timeout=patience,  # a rank that waits for another would run into it
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr[-4000:]
+    return folder
 
 
 @pytest.fixture

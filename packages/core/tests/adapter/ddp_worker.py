@@ -1,6 +1,5 @@
-"""What each rank of `test_distributed` runs: `torchrun --nproc-per-node 2 ddp_worker.py FOLDER`."""
+"""What each rank of `test_distributed` runs: started by `ranks.py`."""
 
-import sys
 import warnings
 from datetime import timedelta
 from pathlib import Path
@@ -69,10 +68,11 @@ def train(rank: int, broadcast: bool) -> dict[str, Any]:
     return {"state": model.state_dict(), "ratios": ratios, "statistics": statistics}
 
 
-if __name__ == "__main__":
+def run(rank: int, folder: Path) -> None:
+    """Be a rank, and leave what came of its runs."""
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", timeout=timedelta(seconds=60))
-    rank = dist.get_rank()
+    store, patience = f"file://{folder / 'store'}", timedelta(seconds=900)
+    dist.init_process_group("gloo", store, patience, world_size=2, rank=rank)
     results = [train(rank, broadcast) for broadcast in (False, True)]
-    torch.save(results, Path(sys.argv[1]) / f"{rank}.pt")
+    torch.save(results, folder / f"{rank}.pt")
     dist.destroy_process_group()

@@ -1,6 +1,5 @@
-"""What each rank of `test_ranks` runs: `torchrun --nproc-per-node 3 ranks_worker.py FOLDER`."""
+"""What each rank of `test_ranks` runs: started by `ranks.py`."""
 
-import sys
 from datetime import timedelta
 from pathlib import Path
 
@@ -27,16 +26,17 @@ def part(case: str, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
     return scores, active
 
 
-if __name__ == "__main__":
+def run(rank: int, folder: Path) -> None:
+    """Be a rank, and leave what it found."""
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", timeout=timedelta(seconds=60))
-    rank = dist.get_rank()
+    store, patience = f"file://{folder / 'store'}", timedelta(seconds=900)
+    dist.init_process_group("gloo", store, patience, world_size=3, rank=rank)
     found = {c: best_over_ranks(*part(c, rank), 1, 3) for c in CASES}
     own = torch.full((2,), float(rank + 1), requires_grad=True)
     total = sum_over_ranks(own)
     total.square().sum().backward()
     torch.save(
         {"best": found, "total": total.detach(), "gradient": own.grad},
-        Path(sys.argv[1]) / f"{rank}.pt",
+        folder / f"{rank}.pt",
     )
     dist.destroy_process_group()

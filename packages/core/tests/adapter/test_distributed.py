@@ -1,30 +1,16 @@
 """Two gloo processes under DistributedDataParallel, one of which routes no token at all."""
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-WORKER = Path(__file__).with_name("ddp_worker.py")
-
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> list[list[dict[str, Any]]]:
+def runs(ranks_folder: Path) -> list[list[dict[str, Any]]]:
     """Results `[rank][run]`; the runs differ in whether DDP broadcasts buffers."""
-    folder = tmp_path_factory.mktemp("ranks")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    ended = subprocess.run(
-        [*launch, str(WORKER), str(folder)],
-        capture_output=True,
-        text=True,
-        timeout=300,  # a rank that waits for another would run into it
-        check=False,
-    )
-    assert ended.returncode == 0, ended.stderr[-4000:]
-    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+    return [torch.load(ranks_folder / "ddp_worker" / f"{rank}.pt") for rank in range(2)]
 
 
 @pytest.mark.parametrize("run", [0, 1], ids=["no broadcast", "broadcast"])

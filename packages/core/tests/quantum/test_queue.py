@@ -3,8 +3,10 @@ real emulated target. The double counts what is submitted to it."""
 
 import base64
 import dataclasses
+import fcntl
 import http.server
 import json
+import math
 import signal
 import subprocess
 import sys
@@ -28,7 +30,9 @@ from medqua.core.quantum.runtime.reference import exact_values
 SECRET = "a-key-that-must-stay-out-of-files"
 ANSWER = {"0": 0.25, "1": 0.5, "8": 0.25}  # frequencies by number, qubit 0 the lowest bit
 EXPECTED = [0.0, 1.0, 1.0, 0.5]
-QUICK = Policy(batch=2, in_flight=2, first_wait=0.01, longest_wait=0.02, deadline=120.0)
+PATIENCE = {"deadline": 900.0, "submit_timeout": 900.0, "lock_patience": 900.0}
+"""No busy machine is taken for one that does not answer."""
+QUICK = Policy(batch=2, in_flight=2, first_wait=0.01, longest_wait=0.02, **PATIENCE)
 
 
 class Double(http.server.ThreadingHTTPServer):
@@ -42,19 +46,14 @@ class Double(http.server.ThreadingHTTPServer):
         self.taken = []  # one body for each job that was taken
         self.posts = 0
         self.statuses = []  # of the next submissions; 200 when empty
-        self.delay = 0.0  # seconds before a submission is acknowledged
+        self.acknowledged = math.inf  # so many submissions at once, others on `go`
+        self.go = threading.Event()
         self.state = "completed"
         self.answer = ANSWER
 
     @property
     def target(self):
         return f"ionq:url=http://127.0.0.1:{self.server_port}"
-
-    def until_taken(self, count):
-        end = time.monotonic() + 60
-        while len(self.taken) < count:
-            assert time.monotonic() < end, "nothing was submitted"
-            time.sleep(0.01)
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -83,7 +82,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return
         server.taken.append(body)
         number = len(server.taken) - 1
-        time.sleep(server.delay)
+        if number >= server.acknowledged:
+            server.go.wait()
         self.reply(200, {"id": str(number), "status": "ready"})
 
     def do_GET(self):
@@ -105,6 +105,7 @@ def double(monkeypatch):
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     yield server
+    server.go.set()
     server.shutdown()
     server.server_close()
     thread.join()
@@ -120,7 +121,7 @@ from medqua.core.quantum.runtime import report
 from medqua.core.quantum.runtime.plan import Policy, Price
 from medqua.core.quantum.runtime.queue import JobQueue
 target, folder, tokens, shots = sys.argv[1:]
-policy = Policy(batch=2, in_flight=2, first_wait=0.01)
+policy = Policy(batch=2, in_flight=2, first_wait=0.01, deadline=900, submit_timeout=900)
 price = Price(0.0)
 queue = JobQueue(target, int(shots), folder, policy=policy, price=price)
 queue.run(report.batch(tokens=int(tokens)))
@@ -162,10 +163,12 @@ def test_run_submits_every_circuit_once_and_a_second_run_nothing(double, tmp_pat
         assert SECRET not in path.read_text()
 
 
-def test_killed_run_fetches_what_it_had_submitted_and_submits_the_rest(double, tmp_path, program):
+def test_killed_run_fetches_what_it_had_submitted_and_submits_the_rest(
+    double, tmp_path, program, eventually
+):
     double.state = "running"
     process = program(double.target, tmp_path, 6)
-    double.until_taken(4)  # two batches of two in flight, none answered
+    eventually(lambda: len(double.taken) == 4)  # two batches of two in flight, none answered
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     time.sleep(0.5)
@@ -178,34 +181,36 @@ def test_killed_run_fetches_what_it_had_submitted_and_submits_the_rest(double, t
     np.testing.assert_allclose(result.expectations, [EXPECTED] * 6)
 
 
-def test_killed_while_a_submission_is_on_its_way_submits_nothing_twice(double, tmp_path, program):
-    double.delay = 2.0
+def test_killed_while_a_submission_is_on_its_way_submits_nothing_twice(
+    double, tmp_path, program, eventually
+):
+    double.acknowledged = 1
     process = program(double.target, tmp_path, 4)
-    double.until_taken(2)  # taken, not acknowledged yet
+    eventually(lambda: len(double.taken) == 2)  # the second not acknowledged yet
     process.kill()
     process.wait()
     assert len(list(tmp_path.glob("*.handle"))) == 1
     assert len(list(tmp_path.glob("*.intent"))) == 2
-    double.delay = 0.0
+    double.acknowledged = math.inf
+    double.go.set()
     result = machine(double, tmp_path).run(report.batch(tokens=4))
     assert len(double.taken) == 4
     assert result.submissions == 2
     assert sum(value.resumed for value in result.values) == 2
 
 
-def test_killed_run_on_an_emulated_target_resumes_and_repeats_no_finished_job(tmp_path, program):
+def test_killed_run_on_an_emulated_target_resumes_and_repeats_no_finished_job(
+    tmp_path, program, eventually
+):
     tokens, shots = 8, 2000
     process = program("ionq-emulated", tmp_path, tokens, shots)
-    end = time.monotonic() + 120
-    while len(list(tmp_path.glob("*.counts"))) < 3:
-        assert process.poll() is None, "it ended before it could be killed"
-        assert time.monotonic() < end
-        time.sleep(0.005)
+    eventually(lambda: len(list(tmp_path.glob("*.counts"))) >= 3)
     process.kill()
-    assert process.wait() == -signal.SIGKILL
+    assert process.wait() == -signal.SIGKILL, "it ended before it could be killed"
     queue = JobQueue("ionq-emulated", shots, tmp_path, policy=QUICK)
     circuits = report.batch(tokens=tokens)
-    time.sleep(1.0)  # what was in hand is kept
+    with (tmp_path / ".lock").open() as lock:  # free when what was in hand is kept
+        fcntl.flock(lock, fcntl.LOCK_EX)
     done = {p: p.stat().st_mtime_ns for p in tmp_path.iterdir() if not p.name.startswith(".")}
     kept = len([p for p in done if p.suffix == ".handle"])
     assert 3 <= kept < tokens
@@ -250,7 +255,7 @@ def test_outage_leaves_an_exact_simulation_that_says_so(double, tmp_path):
 
 def test_machine_that_never_answers_meets_the_deadline_and_is_resumed(double, tmp_path):
     double.state = "running"
-    for deadline in (6.0, 40.0):  # the second for a machine too busy to submit within the first
+    for deadline in (4.0, 40.0, 400.0):  # later ones where it was too busy to submit
         folder = tmp_path / str(deadline)
         double.taken.clear()
         policy = dataclasses.replace(QUICK, deadline=deadline)
@@ -283,24 +288,28 @@ def test_job_that_failed_at_the_provider_is_submitted_anew_a_bounded_number_of_t
 
 
 def test_submission_without_acknowledgement_is_in_doubt_and_not_repeated_unasked(double, tmp_path):
-    double.delay = 6.0
-    policy = dataclasses.replace(QUICK, submit_timeout=5.0)
-    with pytest.raises(UnfinishedError, match="did not acknowledge"):
-        machine(double, tmp_path, policy=policy).run(report.batch(tokens=1))
-    double.delay = 0.0
+    double.acknowledged = 0
+    for seconds in (1.0, 30.0, 300.0):  # later ones where it was too busy to submit
+        folder = tmp_path / str(seconds)
+        policy = dataclasses.replace(QUICK, submit_timeout=seconds)
+        with pytest.raises(UnfinishedError, match="did not acknowledge"):
+            machine(double, folder, policy=policy).run(report.batch(tokens=1))
+        if double.taken:
+            break
+    double.acknowledged = math.inf
     with pytest.raises(QuantumError, match="may or may not have reached"):
-        machine(double, tmp_path).run(report.batch(tokens=1))
+        machine(double, folder).run(report.batch(tokens=1))
     assert len(double.taken) == 1
-    machine(double, tmp_path, resubmit_in_doubt=True).run(report.batch(tokens=1))
+    machine(double, folder, resubmit_in_doubt=True).run(report.batch(tokens=1))
     assert len(double.taken) == 2
 
 
-def test_cancelled_run_keeps_what_it_submitted(double, tmp_path):
+def test_cancelled_run_keeps_what_it_submitted(double, tmp_path, eventually):
     double.state = "running"
     queue = machine(double, tmp_path)
 
     def cancel():
-        double.until_taken(4)
+        eventually(lambda: len(double.taken) == 4)
         queue.cancel()
 
     thread = threading.Thread(target=cancel)
@@ -326,12 +335,9 @@ def test_estimate_is_asked_before_anything_is_sent(double, tmp_path):
         JobQueue(double.target, 1000, tmp_path)
 
 
-def test_folder_is_held_by_one_run_at_a_time(tmp_path, program):
+def test_folder_is_held_by_one_run_at_a_time(tmp_path, program, eventually):
     program("ionq-emulated", tmp_path, 200)
-    end = time.monotonic() + 60
-    while not list(tmp_path.glob("*.counts")):
-        assert time.monotonic() < end
-        time.sleep(0.05)
+    eventually(lambda: list(tmp_path.glob("*.counts")))
     queue = JobQueue("ionq-emulated", 1000, tmp_path, policy=Policy(lock_patience=0.2))
     with pytest.raises(QuantumError, match="another run is using the checkpoint folder"):
         queue.run(report.batch(tokens=1))

@@ -245,11 +245,10 @@ def test_report_calls_a_wrong_answer_wrong():
 
 def command(*arguments):
     return subprocess.run(
-        [sys.executable, "-W", "error", "-m", "medqua.core.quantum.runtime", *arguments],
+        [sys.executable, "-m", "medqua.core.quantum.runtime", *arguments],
         capture_output=True,
         text=True,
-        timeout=300,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "error"},
         check=False,
     )
 

@@ -1,6 +1,5 @@
 import multiprocessing
 import os
-import time
 from pathlib import Path
 
 import numpy as np
@@ -40,14 +39,12 @@ def test_every_hostile_file_ends_in_an_image_or_an_error(shared_data: Path, deco
     files = sorted(path for path in (shared_data / "malformed").rglob("*") if path.is_file())
     images, messages = 0, {}
     for path in files:
-        start = time.perf_counter()
         try:
             image = decoder.read(path, ANY).image
             assert image.shape == (64, 64)
             images += 1
         except ImageError as error:
             messages[path] = str(error)
-        assert time.perf_counter() - start < Limits().wall_seconds + 5
     for path, message in messages.items():
         assert len(message) < 250
         assert not [text for text in secrets(path) if text in message], path.name
@@ -123,12 +120,12 @@ def read_in_child(decoder: Decoder, queue) -> None:
     decoder.close()
 
 
-def test_a_forked_process_gets_a_child_of_its_own(decoder: Decoder):
+def test_a_forked_process_gets_a_child_of_its_own(decoder: Decoder, patience: float):
     expected = decoder.read(JPG, ANY).image
     context = multiprocessing.get_context("fork")
     queue = context.Queue()
     child = context.Process(target=read_in_child, args=(decoder, queue))
     child.start()
-    assert np.array_equal(queue.get(timeout=60), expected)
-    child.join(60)
+    assert np.array_equal(queue.get(timeout=patience), expected)
+    child.join(patience)
     assert np.array_equal(decoder.read(JPG, ANY).image, expected)

@@ -25,7 +25,7 @@ HEAD = re.compile(
 class Collector:
     """Takes syslog over TLS (RFC 5425) on one port, again after each end of it."""
 
-    def __init__(self, context: ssl.SSLContext, port: int = 0) -> None:
+    def __init__(self, context: ssl.SSLContext, port: int) -> None:
         self.received: list[bytes] = []
         self._context, self._listener = context, socket.create_server(("127.0.0.1", port))
         self.port = self._listener.getsockname()[1]
@@ -57,13 +57,6 @@ class Collector:
         self._thread.join()
 
 
-def wait_for(done: Callable[[], object]) -> None:
-    until = time.monotonic() + 20
-    while not done() and time.monotonic() < until:
-        time.sleep(0.02)
-    assert done()
-
-
 def record(log: AuditLog, number: int) -> None:
     log.record(
         who="key:a", request_id=str(number), action="POST", what=[f"file{number}"], outcome=[200],
@@ -91,30 +84,33 @@ def papers(tmp_path: Path, issue: Callable[..., Any]) -> tuple[Path, ssl.SSLCont
 
 
 def test_a_repository_that_is_away_gets_everything_in_the_end(
-    tmp_path: Path, papers: tuple[Path, ssl.SSLContext]
+    tmp_path: Path,
+    papers: tuple[Path, ssl.SSLContext],
+    closed_port: int,
+    eventually: Callable[[Callable[[], object]], object],
 ):
     """It is there, it goes, the service starts anew, it comes back: nothing is missing."""
     authorities, context = papers
     log = AuditLog(tmp_path / "audit.jsonl")
     for number in range(3):
         record(log, number)
-    first = Collector(context)
+    first = Collector(context, closed_port)
     address = f"tls://127.0.0.1:{first.port}"
 
     def repository() -> Repository:
         return Repository(tmp_path / "audit.jsonl", address, "Ward 3", authorities, interval=0.05)
 
     sending = repository()
-    wait_for(lambda: sending.waiting == 0 and len(first.received) == 3)
+    eventually(lambda: sending.waiting == 0 and len(first.received) == 3)
     first.close()
     for number in range(3, 6):
         record(log, number)
     time.sleep(0.3)
     assert sending.waiting
     sending.close()
-    second = Collector(context, first.port)
+    second = Collector(context, closed_port)
     sending = repository()
-    wait_for(lambda: sending.waiting == 0 and len(second.received) == 3)
+    eventually(lambda: sending.waiting == 0 and len(second.received) == 3)
     sending.close()
     second.close()
     log.close()
@@ -123,13 +119,16 @@ def test_a_repository_that_is_away_gets_everything_in_the_end(
 
 
 def test_a_collector_of_another_authority_is_told_nothing(
-    tmp_path: Path, papers: tuple[Path, ssl.SSLContext], issue: Callable[..., Any]
+    tmp_path: Path,
+    papers: tuple[Path, ssl.SSLContext],
+    issue: Callable[..., Any],
+    closed_port: int,
 ):
     stranger, _ = issue("stranger").write(tmp_path, "stranger")
     log = AuditLog(tmp_path / "audit.jsonl")
     record(log, 0)
     log.close()
-    collector = Collector(papers[1])
+    collector = Collector(papers[1], closed_port)
     sending = Repository(
         tmp_path / "audit.jsonl", f"tls://127.0.0.1:{collector.port}", "Ward 3", stranger
     )
@@ -144,7 +143,6 @@ def test_datagrams(tmp_path: Path):
     log = AuditLog(tmp_path / "audit.jsonl")
     with socket.socket(type=socket.SOCK_DGRAM) as collector:
         collector.bind(("127.0.0.1", 0))
-        collector.settimeout(10)
         address = f"udp://127.0.0.1:{collector.getsockname()[1]}"
         sending = Repository(tmp_path / "audit.jsonl", address, "Ward 3", interval=0.05)
         record(log, 7)

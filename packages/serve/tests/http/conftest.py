@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -33,6 +34,7 @@ class Served:
 
     process: subprocess.Popen
     folder: Path
+    patience: float
     url: str = ""
     follower: threading.Thread | None = None
     log: list[dict] = field(default_factory=list)
@@ -40,23 +42,23 @@ class Served:
 
     @property
     def client(self) -> httpx.Client:
-        return httpx.Client(base_url=self.url, timeout=60)
+        return httpx.Client(base_url=self.url, timeout=self.patience)
 
     def end(self) -> None:
         """Ask it to end, and wait until it has."""
         if self.process.poll() is None:
             self.process.terminate()
             try:
-                self.process.wait(30)
+                self.process.wait(self.patience)
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 raise
         if self.follower is not None:
-            self.follower.join(10)
+            self.follower.join(self.patience)
         self.process.stderr.close()
 
 
-def start(bundle: Path, folder: Path, *overrides: str) -> Served:
+def start(patience: float, bundle: Path, folder: Path, *overrides: str) -> Served:
     """Start a service and wait until it listens."""
     storage = [f"storage.spool={folder / 'spool'}", f"storage.audit={folder / 'audit.jsonl'}"]
     command = [sys.executable, "-m", "medqua.serve", "app", str(bundle), "listen.port=0"]
@@ -66,7 +68,7 @@ def start(bundle: Path, folder: Path, *overrides: str) -> Served:
         stdout=subprocess.DEVNULL,
         text=True,
     )
-    served = Served(process, folder)
+    served = Served(process, folder, patience)
     listening = threading.Event()
 
     def follow() -> None:
@@ -84,7 +86,7 @@ def start(bundle: Path, folder: Path, *overrides: str) -> Served:
 
     served.follower = threading.Thread(target=follow, daemon=True)
     served.follower.start()
-    listening.wait(300)
+    listening.wait(patience)
     if not served.url:
         process.kill()
         raise RuntimeError("".join(served.text))
@@ -92,18 +94,22 @@ def start(bundle: Path, folder: Path, *overrides: str) -> Served:
 
 
 @pytest.fixture(scope="session")
-def served(bundle_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def served(
+    bundle_folder: Path,
+    start_service: Callable[..., Served],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("served")
-    limits = ("limits.body_seconds=2", "limits.body_bytes=20_000_000", "batching.threads=1")
-    served = start(bundle_folder, folder, "limits.requests_per_second=0", *limits)
+    limits = ("limits.body_seconds=900", "limits.body_bytes=20_000_000", "batching.threads=1")
+    served = start_service(bundle_folder, folder, "limits.requests_per_second=0", *limits)
     yield served
     served.end()
 
 
 @pytest.fixture(scope="session")
-def start_service() -> Callable[..., Served]:
-    """Start a service; the test ends it."""
-    return start
+def start_service(patience: float) -> Callable[..., Served]:
+    """Start a service: `start_service(bundle, folder, *overrides)`; the test ends it."""
+    return partial(start, patience)
 
 
 @pytest.fixture

@@ -1,8 +1,8 @@
 import io
 import json
-import socket
-import time
 import zipfile
+from collections.abc import Callable
+from typing import Any
 
 import httpx
 import pytest
@@ -108,19 +108,6 @@ def test_too_many_files_and_zip_bombs(client: httpx.Client):
     assert "when unpacked" in response.json()["results"][0]["refusal"]["reason"]
 
 
-def test_a_slow_body_is_ended(served):
-    host, port = served.url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), 10) as connection:
-        connection.sendall(
-            b"POST /v1/findings HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\n"
-            b"Content-Length: 1000\r\n\r\nx"
-        )
-        start = time.monotonic()
-        answer = connection.recv(4096)
-        assert time.monotonic() - start < 8
-    assert b"408" in answer.split(b"\r\n")[0]
-
-
 def test_metrics_health_and_description(client: httpx.Client, radiograph: bytes):
     assert client.get("/healthz").status_code == 200
     assert client.get("/readyz").json() == {"status": "ready"}
@@ -133,14 +120,14 @@ def test_metrics_health_and_description(client: httpx.Client, radiograph: bytes)
     assert example["application/json"]["example"]["results"]
 
 
-def test_nothing_of_a_file_is_logged(served, client: httpx.Client, radiograph: bytes):
+def test_nothing_of_a_file_is_logged(
+    served, client: httpx.Client, radiograph: bytes, eventually: Callable[..., Any]
+):
     secret = "DOE^JANE"
     client.post("/v1/findings", files={"f": (f"{secret}.png", radiograph)})
     client.post(f"/v1/{secret}", params={"name": secret}, headers={"X-Request-Id": f"{secret}!"})
     client.get("/healthz", headers={"X-Request-Id": "last"})
-    until = time.monotonic() + 10
-    while not any(e.get("request_id") == "last" for e in served.log) and time.monotonic() < until:
-        time.sleep(0.05)
+    eventually(lambda: any(e.get("request_id") == "last" for e in served.log))
     assert any(e.get("route") == "/v1/findings" for e in served.log)
     assert not any(secret in line for line in served.text)
     assert secret not in (served.folder / "audit.jsonl").read_text()

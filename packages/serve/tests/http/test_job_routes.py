@@ -1,6 +1,7 @@
 import io
 import json
-import time
+from collections.abc import Callable
+from typing import Any
 
 import httpx
 import numpy as np
@@ -16,12 +17,15 @@ def png(seed: int) -> bytes:
     return file.getvalue()
 
 
-def wait(client: httpx.Client, job: str) -> dict:
-    until = time.monotonic() + 60
-    while (told := client.get(f"/v1/jobs/{job}").json())["status"] != "done":
-        assert time.monotonic() < until, told
-        time.sleep(0.1)
-    return told
+@pytest.fixture
+def wait(client: httpx.Client, eventually: Callable[..., Any]) -> Callable[[str], dict]:
+    """Wait for the end of a job, and return what is told of it."""
+
+    def ended(job: str) -> dict | None:
+        told = client.get(f"/v1/jobs/{job}").json()
+        return told if told["status"] == "done" else None
+
+    return lambda job: eventually(lambda: ended(job))
 
 
 def post(client: httpx.Client, count: int, **headers: str) -> httpx.Response:
@@ -29,13 +33,13 @@ def post(client: httpx.Client, count: int, **headers: str) -> httpx.Response:
     return client.post("/v1/jobs", files=files, headers=headers)
 
 
-def test_a_job_from_acceptance_to_table(client: httpx.Client, served):
+def test_a_job_from_acceptance_to_table(client: httpx.Client, served, wait):
     response = post(client, 5)
     assert response.status_code == 202, response.text
     job = response.json()
     assert (job["files"], job["finished"]) == (6, None)
     assert response.headers["location"] == f"/v1/jobs/{job['id']}"
-    assert wait(client, job["id"])["answered"] == 6
+    assert wait(job["id"])["answered"] == 6
     lines = client.get(f"/v1/jobs/{job['id']}/results").text.splitlines()
     answers = [json.loads(line) for line in lines]
     assert [a["source"] for a in answers] == ["0.png", "1.png", "2.png", "3.png", "4.png", "bad"]
@@ -49,22 +53,22 @@ def test_a_job_from_acceptance_to_table(client: httpx.Client, served):
     assert client.get(f"/v1/jobs/{job['id']}").status_code == 404
 
 
-def test_the_same_request_makes_one_job(client: httpx.Client):
+def test_the_same_request_makes_one_job(client: httpx.Client, wait):
     key = {"Idempotency-Key": "one"}
     first, again = post(client, 2, **key).json(), post(client, 2, **key).json()
     assert first["id"] == again["id"]
     assert post(client, 3, **key).status_code == 422
-    wait(client, first["id"])
+    wait(first["id"])
 
 
-def test_what_is_not_there_or_not_ready(client: httpx.Client):
+def test_what_is_not_there_or_not_ready(client: httpx.Client, wait):
     assert client.get(f"/v1/jobs/{32 * '0'}").status_code == 404
     assert client.get("/v1/jobs/..%2f..%2fetc").status_code in (404, 422)
     assert client.get("/v1/jobs/x").status_code == 422
     job = post(client, 8).json()["id"]
     early = client.get(f"/v1/jobs/{job}/results")
     assert early.status_code in (200, 409)
-    wait(client, job)
+    wait(job)
     assert client.get(f"/v1/jobs/{job}/results", params={"format": "xml"}).status_code == 422
 
 

@@ -1,20 +1,23 @@
+import asyncio
 import hashlib
 import json
 import threading
 import time
+from collections.abc import AsyncIterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
+import httpx
 import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
-from fastapi import APIRouter, FastAPI
+from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.testclient import TestClient
 
 from medqua.core.errors import ConfigError
 from medqua.serve.http.app import create_app
 from medqua.serve.http.guard import Allowance, Budget
-from medqua.serve.http.security import RateLimit, access_of, new_key
+from medqua.serve.http.security import RateLimit, Requires, access_of, new_key
 from medqua.serve.settings import Settings
 
 KEYS = {role: f"secret-{role}" for role in ("infer", "read", "admin")}
@@ -110,7 +113,8 @@ def test_an_app_with_a_route_that_does_not_ask_is_not_built(settings: Settings):
 
 def claims(**others: object) -> dict[str, object]:
     now = int(time.time())
-    usual = {"iss": ISSUER, "aud": AUDIENCE, "sub": "u1", "exp": now + 60, "x": {"roles": ["read"]}}
+    usual = {"iss": ISSUER, "aud": AUDIENCE, "sub": "u1", "exp": now + 3600}
+    usual["x"] = {"roles": ["read"]}
     return {name: value for name, value in (usual | others).items() if value is not None}
 
 
@@ -165,6 +169,29 @@ def test_forged_tokens(client: TestClient, signing_key: rsa.RSAPrivateKey):
         )
 
 
+@pytest.mark.anyio
+async def test_a_slow_body_is_ended():
+    """Asked without a network: a service with so short a limit would end others' bodies too."""
+
+    async def body() -> AsyncIterator[bytes]:
+        yield b"x"
+        await asyncio.Event().wait()
+
+    own = APIRouter()
+
+    @own.post("/own", dependencies=[Depends(Requires("infer"))])
+    async def read(request: Request) -> int:
+        return len(await request.body())
+
+    settings = Settings.from_dict({"limits": {"body_seconds": 0.1}})
+    transport = httpx.ASGITransport(create_app(Path("unopened"), settings, routers=[own]))
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+        answer = await client.post("/own", content=body())
+    assert answer.status_code == 408
+    assert answer.headers["connection"] == "close"
+    assert answer.json() == {"error": "the body took over 0.1 s"}
+
+
 def test_guessing_keys_is_slowed(settings: Settings):
     limited = {"requests_per_second": 0.01, "burst": 3}
     document = {"access": {"keys": [vars(settings.access.keys[0])]}, "limits": limited}
@@ -176,11 +203,13 @@ def test_guessing_keys_is_slowed(settings: Settings):
     assert int(answer.headers["retry-after"]) > 0
 
 
-def test_each_client_has_its_own_rate():
+def test_each_client_has_its_own_rate(monkeypatch: pytest.MonkeyPatch):
+    now = [100.0]
+    monkeypatch.setattr("medqua.serve.http.security.time.monotonic", lambda: now[0])
     rate = RateLimit(1000.0, 2)
-    assert [bool(rate.take("a")) for _ in range(3)] == [False, False, True]
+    assert [rate.take("a") for _ in range(3)] == [0, 0, 0.001]
     assert rate.take("b") == 0
-    time.sleep(0.005)
+    now[0] += 0.001
     assert rate.take("a") == 0
     assert RateLimit(0.0, 1).take("a") == 0
 

@@ -47,9 +47,10 @@ async def draining() -> bool:
 metrics.log.addHandler(logging.StreamHandler())
 metrics.log.setLevel("INFO")
 metrics.log.handlers[0].setFormatter(logging.Formatter("%(told)s"))
-listen = settings.Listen(port=0, **{k: settings.Path(v) for k, v in
-                                    (word.split("=") for word in sys.argv[1:])})
-server.HEAD_SECONDS = 1.0
+words = dict(word.split("=") for word in sys.argv[1:])
+if "head_seconds" in words:
+    server.HEAD_SECONDS = float(words.pop("head_seconds"))
+listen = settings.Listen(port=0, **{k: settings.Path(v) for k, v in words.items()})
 server.serve(app, settings.Settings(listen=listen))
 """
 
@@ -70,7 +71,7 @@ def running(*words: str) -> Iterator[tuple[int, subprocess.Popen]]:
             raise RuntimeError(told + process.stderr.read()) from None
         finally:
             process.terminate()
-            process.wait(20)
+            process.wait(900)
 
 
 @dataclass
@@ -105,14 +106,14 @@ def context(secured: Secured, client: str | None, authority: str = "authority") 
 
 def test_a_client_of_the_authority_is_served(secured: Secured):
     trusted = context(secured, "client")
-    with httpx.Client(base_url=secured.url, verify=trusted, timeout=60) as client:
+    with httpx.Client(base_url=secured.url, verify=trusted, timeout=None) as client:
         assert client.get("/draining").json() is False
 
 
 @pytest.mark.parametrize("client", [None, "stranger"])
 def test_a_client_without_its_certificate_is_not(secured: Secured, client: str | None):
     with (
-        httpx.Client(base_url=secured.url, verify=context(secured, client), timeout=60) as asking,
+        httpx.Client(base_url=secured.url, verify=context(secured, client), timeout=None) as asking,
         pytest.raises(httpx.TransportError),
     ):
         asking.get("/draining")
@@ -129,42 +130,44 @@ def test_a_service_of_another_authority_is_not_believed(secured: Secured):
 def test_plain_text_is_not_answered(secured: Secured):
     plain = secured.url.replace("https://", "http://")
     with pytest.raises(httpx.TransportError):
-        httpx.get(f"{plain}/draining", timeout=20)
+        httpx.get(f"{plain}/draining", timeout=None)
 
 
-def test_a_head_that_does_not_end_is_cut():
+def test_a_head_that_does_not_end_is_cut(eventually: Callable[..., Any]):
     """Also one that dribbles, and one on a connection that has been answered before."""
-    with running() as (port, _):
+    with running("head_seconds=1") as (port, _):
 
-        def dribble(used: bool) -> float:
-            with socket.create_connection(("127.0.0.1", port), 20) as client:
+        def dribble(used: bool) -> None:
+            with socket.create_connection(("127.0.0.1", port)) as client:
                 if used:
                     client.sendall(b"GET /draining HTTP/1.1\r\nHost: localhost\r\n\r\n")
                     assert client.recv(4096).startswith(b"HTTP/1.1 200")
-                start = time.monotonic()
                 client.settimeout(0.1)
-                while time.monotonic() < start + 20:
+                while True:
                     try:
                         client.sendall(b"GET /draining HTTP/1.1\r\n" if used else b"X")
                         if not client.recv(4096):
-                            break
+                            return
                     except TimeoutError:
                         continue
                     except OSError:
-                        break
-                return time.monotonic() - start
+                        return
+
+        def slow() -> str | None:
+            try:
+                return str(httpx.get(f"http://127.0.0.1:{port}/slow", timeout=None).json())
+            except httpx.TransportError:  # the machine was too busy to send even this head
+                return None
 
         with ThreadPoolExecutor(2) as threads:
-            took = list(threads.map(dribble, (False, True)))
-        assert all(seconds < 10 for seconds in took), took
-        answer = httpx.get(f"http://127.0.0.1:{port}/slow", timeout=20)
-        assert answer.json() == "answered"  # longer than a head may take
+            list(threads.map(dribble, (False, True)))
+        assert eventually(slow) == "answered"  # longer than a head may take
 
 
 def test_the_end_answers_who_is_under_way_and_takes_no_others():
     with running() as (port, process), ThreadPoolExecutor(1) as threads:
         url = f"http://127.0.0.1:{port}"
-        early = threads.submit(httpx.get, f"{url}/slow", timeout=30)
+        early = threads.submit(httpx.get, f"{url}/slow", timeout=None)
         with httpx.Client(base_url=url) as other:
             assert other.get("/draining").json() is False
             while not other.get("/under-way").json():
@@ -178,5 +181,5 @@ def test_the_end_answers_who_is_under_way_and_takes_no_others():
                 pass  # no new connection
         assert told == sorted(told)  # `/readyz` tells what this tells
         assert early.result().json() == "answered"
-        process.wait(20)
+        process.wait(900)
         assert "rror" not in process.stderr.read()

@@ -1,6 +1,5 @@
 import json
 import shutil
-import time
 from pathlib import Path
 
 import numpy as np
@@ -143,7 +142,7 @@ def lose(session: ServingSession) -> None:
 
 @pytest.mark.parametrize("on_loss", ["exact", "classical", "fail"])
 def test_a_lost_target_is_told_and_replaced(export_folder: Path, session, on_loss: str):
-    with opened(export_folder, target="qpp-cpu", on_loss=on_loss, rest_seconds=60.0) as lossy:
+    with opened(export_folder, target="qpp-cpu", on_loss=on_loss, rest_seconds=3600.0) as lossy:
         (whole,) = lossy.findings(IMAGES[:1])
         assert (whole.quantum.paths, whole.quantum.reason) == (("target", "target"), "")
         lose(lossy)
@@ -160,9 +159,8 @@ def test_a_lost_target_is_told_and_replaced(export_folder: Path, session, on_los
             assert np.abs(logits(lossy) - logits(session)).max() <= BATCH_TOLERANCE
         else:
             assert all(answer.quantum.routed == (0, 0) for answer in answers)
-        start = time.perf_counter()
+        lossy._quantum._asked.clear()  # it is left alone for a while: to ask would be an error
         lossy._quantum.evaluate(0, np.zeros((3, 2), np.float32), np.zeros(3, np.int64))
-        assert time.perf_counter() - start < 1  # it is left alone for a while
 
 
 def test_the_classical_path_is_the_adapter_without_its_circuit(export_folder, bundle: Bundle):

@@ -5,7 +5,6 @@ import hashlib
 import json
 import os
 import signal
-import socket
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from io import BytesIO
@@ -35,7 +34,7 @@ ANSWER = Answer("", 200, tuple(FINDINGS))
 WHEN = "2026-01-02T03:04:05"
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def clerk() -> Any:
     clerk = Clerk()
     yield clerk
@@ -48,16 +47,14 @@ def image(shared_data: Path) -> bytes:
 
 
 @pytest.fixture
-def settings(tmp_path: Path) -> Settings:
-    with socket.create_server(("127.0.0.1", 0)) as free:  # nobody listens there afterwards
-        port = free.getsockname()[1]
+def settings(tmp_path: Path, closed_port: int) -> Settings:
     return Settings.load(
-        None, [f"storage.spool={tmp_path}", f"archive.url=http://127.0.0.1:{port}"]
+        None, [f"storage.spool={tmp_path}", f"archive.url=http://127.0.0.1:{closed_port}"]
     )
 
 
 async def until(what: Callable[[], Any]) -> None:
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(900):
         while not what():
             await asyncio.sleep(0.02)
 

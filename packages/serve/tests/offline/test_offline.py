@@ -8,70 +8,68 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 from pydicom import dcmread
 
 from medqua.core.errors import DataError
+from medqua.core.findings import CHEXPERT_NAMES, Calibration, name_findings
 from medqua.core.model import Bundle
 from medqua.serve.objects.identity import is_own
+from medqua.serve.objects.reference import read_reference
 from medqua.serve.offline.run import paths_of, run_batch
 from medqua.serve.processes.batcher import BATCH_TOLERANCE
+from medqua.serve.report.sr import ReportOptions, build_report, to_bytes
 from medqua.serve.settings import Batching, Settings
 
 Fill = Callable[[Path, int], Path]
 SETTINGS = Settings(batching=Batching(decoders=1, threads=1))
 
 
+def report_on(image: bytes) -> bytes:
+    """A report of ours."""
+    logits = np.zeros((1, 14), np.float32)
+    [findings] = name_findings(logits, CHEXPERT_NAMES, Calibration.identity(14))
+    return to_bytes(build_report(findings, read_reference(image), ReportOptions({"bundle": "ab"})))
+
+
 @pytest.mark.anyio
-async def test_folder_and_zip_to_one_table(
-    bundle: Bundle, bundle_folder: Path, tmp_path: Path, fill: Fill
+async def test_folder_and_zip_to_one_table_and_a_report_a_dicom_file(
+    bundle: Bundle, bundle_folder: Path, tmp_path: Path, fill: Fill, shared_data: Path
 ):
-    folder = fill(tmp_path / "in", 5)
+    genuine = (shared_data / "dicom" / "cxr_NIH_DX_implicit_nofinding.dcm").read_bytes()
+    folder = fill(tmp_path / "in", 3)
     (folder / "bad.dcm").write_bytes(b"bad")
+    for name in ("one.dcm", "same.dcm"):
+        (folder / name).write_bytes(genuine)
+    (folder / "own.dcm").write_bytes(report_on(genuine))
     with zipfile.ZipFile(folder / "more.zip", "w") as archive:
         archive.write(folder / "000.png", "inner/000.png")
-    output = tmp_path / "out.parquet"
+    output, reports = tmp_path / "out.parquet", tmp_path / "reports"
     told: list[tuple[int, int]] = []
     summary = await run_batch(
-        bundle_folder, folder, output, SETTINGS, progress=lambda *done: told.append(done)
-    )
-    assert (summary.files, summary.read, summary.resumed) == (7, 6, 0)
-    assert told[-1] == (7, 7)
+        bundle_folder, folder, output, SETTINGS, sr=reports,
+        progress=lambda *done: told.append(done),
+    )  # fmt: skip
+    assert (summary.files, summary.read, summary.resumed, summary.reports) == (8, 6, 0, 2)
+    assert told[-1] == (8, 8)
     table = pl.read_parquet(output)
     assert table["source"].to_list() == sorted(table["source"].to_list())
-    assert table.filter(pl.col("status") != 200)["source"].to_list() == [str(folder / "bad.dcm")]
-    first = table.filter(pl.col("source") == str(folder / "000.png"))
-    again = table.filter(pl.col("source") == str(folder / "more.zip" / "inner" / "000.png"))
+    rows = {Path(row["source"]).relative_to(folder).as_posix(): row for row in table.to_dicts()}
+    assert [name for name, row in rows.items() if row["status"] != 200] == ["bad.dcm", "own.dcm"]
+    assert "written by MedQua" in rows["own.dcm"]["reason"]
     for finding in bundle.predict([folder / "000.png"])[0]:
-        for row in (first, again):
-            assert row[finding.label].item() == pytest.approx(
+        for name in ("000.png", "more.zip/inner/000.png"):
+            assert rows[name][finding.label] == pytest.approx(
                 finding.probability, abs=BATCH_TOLERANCE
             )
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out.parquet"]
-
-
-@pytest.mark.anyio
-async def test_a_report_a_dicom_file_none_twice(
-    bundle_folder: Path, tmp_path: Path, fill: Fill, shared_data: Path
-):
-    folder = fill(tmp_path / "in", 1)
-    genuine = shared_data / "dicom" / "cxr_NIH_DX_implicit_nofinding.dcm"
-    for name in ("a.dcm", "b.dcm"):
-        (folder / name).write_bytes(genuine.read_bytes())
-    output, reports = tmp_path / "out.parquet", tmp_path / "reports"
-    summary = await run_batch(bundle_folder, folder, output, SETTINGS, sr=reports)
-    assert (summary.read, summary.reports) == (3, 2)
     [file] = reports.iterdir()  # one image, one report
     assert dcmread(file).SOPInstanceUID == file.stem
     assert is_own(dcmread(file))
-    assert pl.read_parquet(output)["report"].to_list() == [None, file.stem, file.stem]
-    again = folder / "c.dcm"
-    again.write_bytes(file.read_bytes())
-    summary = await run_batch(bundle_folder, again, output, SETTINGS)
-    assert (summary.files, summary.read) == (1, 0)
-    [reason] = pl.read_parquet(output)["reason"]
-    assert "written by MedQua" in reason
+    assert {name for name, row in rows.items() if row["report"]} == {"one.dcm", "same.dcm"}
+    assert rows["one.dcm"]["report"] == rows["same.dcm"]["report"] == file.stem
+    assert {path.name for path in tmp_path.iterdir()} == {"in", "out.parquet", "reports"}
 
 
 def test_manifests_name_files_from_their_own_folder(tmp_path: Path):

@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from io import BytesIO
@@ -97,8 +96,8 @@ def spool(tmp_path: Path) -> Spool:
 
 
 @pytest.fixture
-def door(spool: Spool) -> Iterator[StorePort]:
-    options = StorePortOptions(("PACS",), port=0, object_bytes=1 << 20, idle_seconds=5.0)
+def door(spool: Spool, patience: float) -> Iterator[StorePort]:
+    options = StorePortOptions(("PACS",), port=0, object_bytes=1 << 20, idle_seconds=patience)
     port = StorePort(spool, options)
     yield port
     port.close()
@@ -112,7 +111,7 @@ def test_a_received_image_is_on_disk_when_success_is_answered(
     [name] = spool.waiting()
     assert dcmread(BytesIO(spool.read(name))).PatientName == NAME
     assert "Ada" not in caplog.text
-    DimseArchive("127.0.0.1", door.port, "MEDQUA", "PACS").echo()
+    DimseArchive("127.0.0.1", door.port, "MEDQUA", "PACS", seconds=900.0).echo()
 
 
 def test_only_known_peers_that_name_us_may_send(door: StorePort, spool: Spool) -> None:
@@ -141,7 +140,7 @@ def test_an_object_over_the_limit_is_cut_and_the_door_stays_open(
 def test_garbage_and_broken_streams_leave_nothing_behind(door: StorePort, spool: Spool) -> None:
     short_request = b"\x01\x00\x00\x00\x00\x04\x00\x01"
     for hostile in (b"GET / HTTP/1.1\r\n\r\n", short_request, os.urandom(500)):
-        with socket.create_connection(("127.0.0.1", door.port), 5) as link:
+        with socket.create_connection(("127.0.0.1", door.port)) as link:
             link.sendall(hostile)
     ae = AE(ae_title="PACS")
     ae.add_requested_context(CR, ExplicitVRLittleEndian)
@@ -156,15 +155,16 @@ def test_garbage_and_broken_streams_leave_nothing_behind(door: StorePort, spool:
 
 def test_what_was_answered_with_success_survives_a_kill(tmp_path: Path) -> None:
     program = (
-        "import sys, time; from pathlib import Path; from medqua.serve.pacs.spool import Spool\n"
+        "import sys; from pathlib import Path; from medqua.serve.pacs.spool import Spool\n"
         "from medqua.serve.pacs.dimse import StorePort, StorePortOptions\n"
         "door = StorePort(Spool(Path(sys.argv[1])), StorePortOptions(('PACS',), port=0))\n"
-        "print(door.port, flush=True); time.sleep(120)"
+        "print(door.port, flush=True); sys.stdin.read()"
     )
     stored = []
     with subprocess.Popen(
-        [sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE, text=True
-    ) as process:
+        [sys.executable, "-c", program, str(tmp_path)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
         assert process.stdout is not None
         port = int(process.stdout.readline())
         killer = threading.Timer(0.5, os.kill, (process.pid, signal.SIGKILL))
@@ -218,7 +218,6 @@ def http(status: str, body: bytes = b"", kind: str = "application/dicom+json") -
     head = f"HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n"
 
     def answer(link: socket.socket) -> None:
-        link.settimeout(2)
         received = b""
         while b"--\r\n" not in received[-60:] and not received.endswith(b"--"):
             chunk = link.recv(1 << 16)
@@ -228,6 +227,12 @@ def http(status: str, body: bytes = b"", kind: str = "application/dicom+json") -
         link.sendall((head + "Connection: close\r\nLocation: /other\r\n\r\n").encode() + body)
 
     return answer
+
+
+def silent(link: socket.socket) -> None:
+    """Say nothing until the other has gone."""
+    while link.recv(1 << 16):
+        pass
 
 
 @pytest.mark.parametrize(
@@ -241,7 +246,7 @@ def http(status: str, body: bytes = b"", kind: str = "application/dicom+json") -
         (http("200 OK", b"{}"), PacsGarbledError),
         (http("200 OK", b"[]"), PacsGarbledError),
         (http("200 OK", b"{}", "text/html"), PacsGarbledError),
-        (lambda link: time.sleep(3), PacsTimeoutError),
+        (silent, PacsTimeoutError),
         (lambda link: link.sendall(b"\x00\xff garbage\r\n\r\n"), PacsUnreachableError),
         (lambda link: None, PacsUnreachableError),
     ],
@@ -265,8 +270,11 @@ def test_an_archive_that_misbehaves_over_http_leaves_the_report_in_the_outbox(
     archive: Callable[[Answer], int],
     spool: Spool,
     caplog: pytest.LogCaptureFixture,
+    patience: float,
 ) -> None:
-    send = DicomWebArchive(f"http://127.0.0.1:{archive(answer)}/dicom-web", read_seconds=1.0)
+    address = f"http://127.0.0.1:{archive(answer)}/dicom-web"
+    seconds = 0.5 if error is PacsTimeoutError else patience
+    send = DicomWebArchive(address, connect_seconds=patience, read_seconds=seconds)
     with pytest.raises(error) as caught:
         send(REPORT)
     assert "Ada" not in str(caught.value)
@@ -281,35 +289,39 @@ def test_an_archive_that_misbehaves_over_http_leaves_the_report_in_the_outbox(
 @pytest.mark.parametrize(
     ("answer", "errors"),
     [
-        (lambda link: time.sleep(3), (PacsTimeoutError,)),
+        (silent, (PacsTimeoutError,)),
         (lambda link: link.sendall(os.urandom(200)), (PacsUnreachableError, PacsTimeoutError)),
         (lambda link: None, (PacsUnreachableError,)),
     ],
     ids=["slow", "garbage", "hangs up"],
 )
 def test_an_archive_that_misbehaves_over_dimse_is_a_named_error(
-    answer: Answer, errors: tuple[type[PacsError], ...], archive: Callable[[Answer], int]
+    answer: Answer,
+    errors: tuple[type[PacsError], ...],
+    archive: Callable[[Answer], int],
+    patience: float,
 ) -> None:
+    seconds = 1.0 if PacsTimeoutError in errors else patience
     with pytest.raises(errors):
-        DimseArchive("127.0.0.1", archive(answer), "ARCHIVE", seconds=1.0)(REPORT)
+        DimseArchive("127.0.0.1", archive(answer), "ARCHIVE", seconds=seconds)(REPORT)
 
 
-def test_an_archive_that_is_down_or_takes_no_reports(door: StorePort) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
+def test_an_archive_that_is_down_or_takes_no_reports(
+    door: StorePort, closed_port: int, patience: float
+) -> None:
     with pytest.raises(PacsUnreachableError):
-        DicomWebArchive(f"http://127.0.0.1:{port}")(REPORT)
+        DicomWebArchive(f"http://127.0.0.1:{closed_port}", connect_seconds=patience)(REPORT)
     with pytest.raises(PacsUnreachableError):
-        DimseArchive("127.0.0.1", port, "ARCHIVE", seconds=2.0)(REPORT)
+        DimseArchive("127.0.0.1", closed_port, "ARCHIVE", seconds=patience)(REPORT)
     with pytest.raises(PacsRejectedError):
-        DimseArchive("127.0.0.1", door.port, "MEDQUA", "PACS")(REPORT)
+        DimseArchive("127.0.0.1", door.port, "MEDQUA", "PACS", patience)(REPORT)
     with pytest.raises(PacsRejectedError):
-        DimseArchive("127.0.0.1", door.port, "MEDQUA", "STRANGER").echo()
+        DimseArchive("127.0.0.1", door.port, "MEDQUA", "STRANGER", patience).echo()
 
 
 @pytest.mark.parametrize("way", ["web", "dimse"])
 def test_orthanc_takes_the_report_into_the_study_of_its_image(
-    way: str, orthanc: Any, spool: Spool
+    way: str, orthanc: Any, spool: Spool, eventually: Callable[[Callable[[], Any]], Any]
 ) -> None:
     source = image(f"1.2.3.1{len(way)}")
     source.StudyInstanceUID = f"1.2.3.9{len(way)}"
@@ -319,10 +331,7 @@ def test_orthanc_takes_the_report_into_the_study_of_its_image(
     spool.put(report_of(to_bytes(source)))
     courier = Courier(spool, archive, interval=0.05)
     try:
-        for _ in range(200):
-            if not list(spool.waiting()):
-                break
-            time.sleep(0.05)
+        eventually(lambda: not list(spool.waiting()))
     finally:
         courier.close()
     archive(report_of(to_bytes(source)))  # a retry does not double

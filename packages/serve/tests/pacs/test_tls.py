@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,9 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:unclosed <s:ResourceWarning"),
     pytest.mark.usefixtures("refused_connections"),
 ]
+
+
+Peer = Callable[[Certificates | None], DimseArchive]
 
 
 def image(uid: str) -> bytes:
@@ -66,23 +70,25 @@ def spool(tmp_path: Path) -> Spool:
 
 
 @pytest.fixture
-def door(spool: Spool, papers: Path) -> Iterator[StorePort]:
+def door(spool: Spool, papers: Path, patience: float) -> Iterator[StorePort]:
     options = StorePortOptions(
-        ("PACS",), port=0, idle_seconds=5.0, certificates=shown(papers, "medqua")
+        ("PACS",), port=0, idle_seconds=patience, certificates=shown(papers, "medqua")
     )
     port = StorePort(spool, options)
     yield port
     port.close()
 
 
-def peer(port: int, certificates: Certificates | None) -> DimseArchive:
-    return DimseArchive("127.0.0.1", port, "MEDQUA", "PACS", 5.0, certificates)
+@pytest.fixture
+def peer(door: StorePort, patience: float) -> Peer:
+    """Who comes to the door with certificates."""
+    return partial(DimseArchive, "127.0.0.1", door.port, "MEDQUA", "PACS", patience)
 
 
 def test_a_peer_of_the_authority_sends_what_then_is_on_disk(
-    door: StorePort, spool: Spool, papers: Path
+    peer: Peer, spool: Spool, papers: Path
 ) -> None:
-    link = peer(door.port, shown(papers, "pacs"))
+    link = peer(shown(papers, "pacs"))
     link.echo()
     link(image("1.2.7.1"))
     [name] = spool.waiting()
@@ -90,7 +96,7 @@ def test_a_peer_of_the_authority_sends_what_then_is_on_disk(
 
 
 @pytest.mark.parametrize("who", ["nobody", "stranger", "plain", "believes another"])
-def test_nobody_else_is_heard(door: StorePort, spool: Spool, papers: Path, who: str) -> None:
+def test_nobody_else_is_heard(peer: Peer, spool: Spool, papers: Path, who: str) -> None:
     certificates = {
         "nobody": shown(papers, None),
         "stranger": shown(papers, "stranger"),
@@ -98,9 +104,9 @@ def test_nobody_else_is_heard(door: StorePort, spool: Spool, papers: Path, who: 
         "believes another": shown(papers, "pacs", "stranger"),
     }[who]
     with pytest.raises(PacsUnreachableError, match=r"cannot be reached|connection"):
-        peer(door.port, certificates)(image("1.2.7.2"))
+        peer(certificates)(image("1.2.7.2"))
     assert not list(spool.waiting())
-    peer(door.port, shown(papers, "pacs")).echo()  # the door stays open for who may
+    peer(shown(papers, "pacs")).echo()  # the door stays open for who may
 
 
 def test_orthanc_takes_and_sends_over_tls(
@@ -108,6 +114,7 @@ def test_orthanc_takes_and_sends_over_tls(
     door: StorePort,
     spool: Spool,
     papers: Path,
+    patience: float,
 ) -> None:
     with start_orthanc(
         DicomTlsEnabled=True, DicomTlsRemoteCertificateRequired=True,
@@ -117,13 +124,13 @@ def test_orthanc_takes_and_sends_over_tls(
         archive = {
             "host": "127.0.0.1", "port": orthanc.dicom, "title": "ORTHANC", "tls": True,
             "certificate": papers / "medqua.pem", "private_key": papers / "medqua.key",
-            "authorities": papers / "authority.pem", "answer_seconds": 5.0,
+            "authorities": papers / "authority.pem", "answer_seconds": patience,
         }  # fmt: skip
         settings = Settings.from_dict({"archive": archive, "storage": {"spool": papers}})
         sender(settings.archive)(image("1.2.7.3"))
         with pytest.raises(PacsUnreachableError, match="certificates of both sides"):
             DimseArchive(
-                "127.0.0.1", orthanc.dicom, "ORTHANC", certificates=shown(papers, "stranger")
+                "127.0.0.1", orthanc.dicom, "ORTHANC", "MEDQUA", patience, shown(papers, "stranger")
             ).echo()
         found = json.loads(orthanc.send("POST", "/tools/find", {"Level": "Instance", "Query": {}}))
         assert len(found) == 1

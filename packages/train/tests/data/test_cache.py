@@ -4,7 +4,6 @@ import pickle
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -241,7 +240,6 @@ def test_a_full_disk_leaves_no_half_shard(root):
         [sys.executable, "-c", program, root, root.parent / "cache", "7"],
         capture_output=True,
         text=True,
-        timeout=60,
         check=False,
     )
     assert "DataError" in done.stderr
@@ -264,28 +262,42 @@ build_cache(
 """
 
 
-def test_two_processes_share_the_work_and_a_killed_one_is_resumed(tmp_path, two_a_shard):
-    count = 400
+STOPS = """
+from medqua.train.data.images import FolderStore
+read = FolderStore.open
+def stop(store, name):
+    if name == "10.png":
+        print("there", flush=True)
+        sys.stdin.read()
+    return read(store, name)
+FolderStore.open = stop
+"""
+"""Before `PROGRAM`: it comes as far as the tenth image, says so and waits to be killed."""
+
+
+def test_two_processes_share_the_work_and_a_killed_one_is_resumed(tmp_path, two_a_shard, patience):
+    count = 100
     folder = tmp_path / "images"
     folder.mkdir()
     image = np.random.default_rng(0).integers(0, 256, (500, 500), dtype=np.uint8)
     Image.fromarray(image).save(folder / "0.png")
     for i in range(1, count):
         os.link(folder / "0.png", folder / f"{i}.png")
-    command = [sys.executable, "-c", PROGRAM, folder, tmp_path / "cache", str(count)]
-    first = subprocess.Popen(command)
-    written: list[Path] = []
-    while len(written) < 3:
-        assert first.poll() is None
-        time.sleep(0.005)
-        written = list((tmp_path / "cache").rglob("[0-9]*.safetensors"))
-    first.send_signal(signal.SIGKILL)
-    first.wait()
+    arguments = [folder, tmp_path / "cache", str(count)]
+    command = [sys.executable, "-c", PROGRAM, *arguments]
+    with subprocess.Popen(
+        [sys.executable, "-c", "import sys" + STOPS + PROGRAM, *arguments],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    ) as first:  # fmt: skip
+        assert first.stdout is not None
+        assert first.stdout.readline() == "there\n"
+        first.send_signal(signal.SIGKILL)
+    written = list((tmp_path / "cache").rglob("[0-9]*.safetensors"))
     assert not list((tmp_path / "cache").rglob("index.parquet"))
     before = {path: path.stat().st_mtime_ns for path in written}
-    assert len(before) < count // 2
+    assert 0 < len(before) < count // 2
     both = [subprocess.Popen(command) for _ in range(2)]
-    assert [process.wait(60) for process in both] == [0, 0]
+    assert [process.wait(patience) for process in both] == [0, 0]
     names = [f"{i}.png" for i in range(count)]
     assert {path: path.stat().st_mtime_ns for path in written} == before
     cache = build_cache(tmp_path / "cache", FolderStore(folder), SPEC, "test", names)

@@ -85,8 +85,8 @@ def test_a_wrong_sum_removes_the_file(server, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_no_server_and_no_web_address(tmp_path):
+def test_no_server_and_no_web_address(tmp_path, closed_port):
     with pytest.raises(DataError, match="failed"):
-        download("http://127.0.0.1:9/x", tmp_path / "x", md5=MD5, timeout=2.0)
+        download(f"http://127.0.0.1:{closed_port}/x", tmp_path / "x", md5=MD5)
     with pytest.raises(DataError, match="no http"):
         download("file:///etc/passwd", tmp_path / "x", md5=MD5)

@@ -17,7 +17,6 @@ from typing import Any
 
 from medqua.core.errors import ConfigError
 from medqua.core.quantum.ansatz import Ansatz
-from medqua.core.quantum.noise import NoiseModel
 from medqua.core.quantum.runtime.errors import ProviderError, kind_of
 from medqua.core.quantum.runtime.sampling import Circuit, call, derived_seed, sample
 from medqua.core.quantum.runtime.targets import Target, check, find, select
@@ -107,7 +106,11 @@ def probe(
     check(where, noisy=bool(noise), shots=shots)
     if noise and shots is not None:
         raise ConfigError("give a number of shots or noise: with noise the target answers exactly")
-    model = NoiseModel.from_dict(noise) if noise else None
+    model = None
+    if noise:
+        from medqua.core.quantum.noise import NoiseModel  # brings torch; a start does without
+
+        model = NoiseModel.from_dict(noise)
     counts, values, seconds = [], [], []
     for k, run in enumerate(runs):
         start = time.perf_counter()
