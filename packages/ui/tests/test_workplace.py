@@ -144,9 +144,7 @@ def test_a_server_that_is_gone_is_named_and_what_was_open_is_there_when_it_is_ba
     watch.errors[:] = [text for text in watch.errors if not LOST.search(text)]
 
 
-def test_nothing_can_be_pressed_that_would_do_nothing(
-    app, context, server, eventually: Eventually
-):
+def test_nothing_can_be_pressed_that_would_do_nothing(app, context, server, eventually: Eventually):
     held = []
     context.route("**/page/worklist.js", lambda route: held.append(route))
     page = context.new_page()
