@@ -212,9 +212,9 @@ class QuasarBlock(nn.Module):
             )
         if masks.visual.shape[1] < tokens:
             raise ShapeError(
-                f"route='visual', but input_ids or mm_token_type_ids tell of {masks.visual.shape[1]} "
-                f"tokens and the decoder has {tokens}; needed the same: pass them for every token, "
-                "or choose route='all'"
+                f"route='visual', but input_ids or mm_token_type_ids tell of "
+                f"{masks.visual.shape[1]} tokens and the decoder has {tokens}; needed the same: "
+                "pass them for every token, or choose route='all'"
             )
         return visual if real is None else visual & real
 
@@ -337,7 +337,8 @@ def _refuse_padding_alone(real: Tensor | None) -> None:
         raise ShapeError(
             f"every token is padding by the attention_mask of this forward (read as "
             f"{list(real.shape)}), so that nothing can be routed; needed at least one real token: "
-            "pass the 2-D mask [batch, tokens] of these inputs, 1 where a token is real"
+            "pass the 2-D mask [batch, tokens] of these inputs, 1 where a token is real, and drop "
+            "columns that are padding in every row"
         )
 
 

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin
+from transformers.generation.continuous_batching.cache import PagedAttentionCache
 
 from medqua.core.adapter.placement import ancestors, find_decoder_layers
 from medqua.core.errors import BackboneError, ShapeError
@@ -202,21 +203,24 @@ def _padding_mask(mask: object, told: Iterable[object]) -> Tensor | None:
     if prepared is not None and prepared[0] is mask:
         return prepared[1].bool()
     masks = [m for m in (mask.values() if isinstance(mask, Mapping) else [mask]) if m is not None]
-    cache = next((value for value in told if isinstance(value, Cache)), None)
+    cache = next((value for value in told if isinstance(value, Cache | PagedAttentionCache)), None)
     for finished in masks:
         if not isinstance(finished, Tensor) or finished.dim() != 4:
             continue
+        admits = (finished if finished.dtype == torch.bool else finished == 0)[:, 0]  # [B, T, keys]
+        if isinstance(cache, PagedAttentionCache):  # requests in one row, padding after the last
+            return admits.any(-1)
         first = _own_column(finished.shape[-2], finished.shape[-1], cache)
         if first is not None:
-            own = finished[:, 0].diagonal(first, -2, -1)  # [B, T]: may a token attend to itself?
-            return own if own.dtype == torch.bool else own == 0
+            return admits.diagonal(first, -2, -1)  # may a token attend to itself?
     if not masks:
         return None
     got = [tuple(m.shape) if isinstance(m, Tensor) else type(m).__name__ for m in masks]
     raise ShapeError(
-        f"attention_mask {got} with {'no KV cache' if cache is None else type(cache).__name__} does "
-        "not tell which tokens are padding; needed a mask [batch, tokens], or one [batch, heads, "
-        "queries, keys] with a column for every key of the cache. Pass the 2-D mask, or use generate"
+        f"attention_mask {got} with {'no KV cache' if cache is None else type(cache).__name__} "
+        "does not tell which tokens are padding; needed a mask [batch, tokens], or one [batch, "
+        "heads, queries, keys] with a column for every key of the cache. Pass the 2-D mask, or use "
+        "generate"
     )
 
 
