@@ -1,13 +1,23 @@
 """Padding, batching, caches: nothing around a token may change what the adapter does to it."""
 
+import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 
 import peft
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from peft import PeftModel
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import (
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    StaticCache,
+)
 
 from medqua.core.adapter import (
     QuasarConfig,
@@ -17,7 +27,8 @@ from medqua.core.adapter import (
     update_thresholds,
 )
 from medqua.core.adapter.layer import QuasarLayer
-from medqua.core.errors import ConfigError
+from medqua.core.adapter.router import EntropyRouter
+from medqua.core.errors import ConfigError, ShapeError
 
 pytestmark = pytest.mark.filterwarnings(  # peft reads it while wrapping
     "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
@@ -43,6 +54,41 @@ def trained(model: PreTrainedModel, inputs: dict[str, Any], **changes: Any) -> P
         update_thresholds(adapted)
     reset_diagnostics(adapted)
     return adapted.eval()
+
+
+def tiny_llama() -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        vocab_size=64,
+        initializer_range=0.3,
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+def counts(model: PeftModel) -> list[list[int]]:
+    """Of each adapted layer: active tokens, routed tokens, their depths added up."""
+    blocks = (
+        layer.active_blocks()[0] for layer in model.modules() if isinstance(layer, QuasarLayer)
+    )
+    return [block.counts.tolist() for block in blocks]
+
+
+@functools.cache
+def routed_llama() -> tuple[PeftModel, torch.Tensor]:
+    """A decoder that routes the upper half of this prompt's tokens, and the prompt."""
+    ids = torch.randint(3, 60, (10,), generator=torch.Generator().manual_seed(3))
+    config = QuasarConfig(n_qubits=2, max_depth=1, every=1, target_ratio=0.5, scope="sample")
+    model = peft.get_peft_model(tiny_llama(), config).train()
+    model(input_ids=ids[None])
+    update_thresholds(model)
+    for module in model.modules():
+        if isinstance(module, EntropyRouter):
+            module.threshold_logit -= 1e-4  # not on a token
+    return model.eval(), ids
 
 
 @pytest.fixture(params=["signed", "normalised"])
@@ -146,6 +192,77 @@ def test_visual_route(vlm: PreTrainedModel, image_inputs: Inputs, text_inputs: I
     assert {d.activation_ratio for d in diagnostics(model).values()} == {None}
     with pytest.raises(ConfigError, match="input_ids"):
         model.get_base_model().model.language_model(inputs_embeds=torch.randn(1, 4, 32))
+
+
+def test_route_visual_without_a_way_to_tell_visual_tokens(text_inputs: Inputs) -> None:
+    model = peft.get_peft_model(tiny_llama(), QuasarConfig(n_qubits=2, every=1, route="visual"))
+    with pytest.raises(ConfigError, match=r"no mm_token_type_ids.*image_token_id.*route='all'"):
+        model(**text_inputs(1))
+    types = torch.zeros(1, 4, dtype=torch.long)
+    with pytest.raises(ShapeError, match="4 tokens and the decoder has 10"):
+        model.get_base_model()(**text_inputs(1), mm_token_type_ids=types)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("cache", ["dynamic", "static"])
+def test_padding_alone_is_refused(model: PeftModel, text_inputs: Inputs, cache: str) -> None:
+    inputs = text_inputs(2)
+    inputs["attention_mask"][0] = 0
+    model(**inputs)  # one row may be
+    inputs["attention_mask"][1] = 0
+    with pytest.raises(ShapeError, match=r"every token is padding.*needed.*2-D mask"):
+        model(**inputs)
+    with pytest.raises(ShapeError, match="every token is padding"):
+        model.generate(**inputs, max_new_tokens=2, cache_implementation=cache, disable_compile=True)
+    with model.disable_adapter():
+        model(**inputs)
+
+
+def test_continuous_batching() -> None:
+    model, ids = routed_llama()
+    backbone = model.get_base_model()
+    prompts = [ids[:4], ids, ids[2:9]]
+    ways = {
+        "max_new_tokens": 4,
+        "min_new_tokens": 4,
+        "do_sample": False,
+        "suppress_tokens": SPECIAL,
+    }
+    alone, expected = [], torch.zeros(2, 2, dtype=torch.long)
+    for prompt in prompts:
+        reset_diagnostics(model)
+        mask = torch.ones_like(prompt)[None]
+        done = model.generate(prompt[None], attention_mask=mask, **ways)
+        alone.append(done[0, len(prompt) :].tolist())
+        expected += torch.tensor(counts(model))[:, :2]
+    reset_diagnostics(model)
+    config = GenerationConfig(**ways, eos_token_id=-1, pad_token_id=0)
+    done = backbone.generate_batch([prompt.tolist() for prompt in prompts], config)
+    assert [done[name].generated_tokens for name in sorted(done)] == alone
+    assert torch.tensor(counts(model))[:, :2].tolist() == expected.tolist()
+
+
+@torch.no_grad()
+@settings(max_examples=15)
+@given(left=st.lists(st.integers(0, 6), min_size=3, max_size=3), cached=st.booleans())
+def test_left_padding_never_changes_routes(left: list[int], cached: bool) -> None:
+    model, ids = routed_llama()
+    widest = max(left)
+    padded = torch.stack([torch.nn.functional.pad(ids, (n, widest - n)) for n in left])
+    mask = torch.stack([torch.arange(10 + widest).sub(n).clamp(-1, 10) for n in left])
+    mask = ((mask >= 0) & (mask < 10)).long()
+    reset_diagnostics(model)
+    model(input_ids=ids[None], attention_mask=torch.ones(1, 10, dtype=torch.long))
+    alone = counts(model)
+    assert all(0 < routed < active for active, routed, _ in alone)
+    reset_diagnostics(model)
+    cache = {"use_cache": cached}
+    if cached:
+        name = "cache" if "cache" in inspect.signature(LlamaForCausalLM.forward).parameters else ""
+        static = StaticCache(config=model.get_base_model().config, max_cache_len=20)
+        cache[name or "past_key_values"] = static
+    model(input_ids=padded, attention_mask=mask, **cache)
+    assert counts(model) == [[3 * number for number in layer] for layer in alone]
 
 
 def test_gradient_checkpointing_gives_the_same_step(build_vlm: Build, image_inputs: Inputs) -> None:

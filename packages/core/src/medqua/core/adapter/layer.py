@@ -18,7 +18,7 @@ from medqua.core.adapter.controls import (
 from medqua.core.adapter.router import EntropyRouter, Routed
 from medqua.core.adapter.shadow import ClassicalShadow
 from medqua.core.adapter.tokens import align, current_masks
-from medqua.core.errors import ConfigError
+from medqua.core.errors import ConfigError, ShapeError
 from medqua.core.quantum.bottleneck import VariationalBottleneck
 from medqua.core.quantum.complexity import DepthPolicy
 from medqua.core.quantum.noise import NoiseModel
@@ -90,7 +90,9 @@ class QuasarBlock(nn.Module):
         """Return `gamma F`, of the shape and dtype of `hidden_states`.
 
         Raises:
-            ConfigError: `route="visual"`, and the caller's inputs do not tell visual tokens.
+            ConfigError: `route="visual"`, and nothing tells which tokens are visual.
+            ShapeError: A mask of another batch, one that does not tell padding, or one by which
+                every token is padding.
         """
         with torch.autocast(hidden_states.device.type, enabled=False):
             x = hidden_states.float()
@@ -98,6 +100,8 @@ class QuasarBlock(nn.Module):
             if not self.quantum:
                 routed = routed._replace(mask=torch.zeros_like(routed.mask))
             selected = self.select(x, routed.mask)
+            if not len(selected.places):
+                _refuse_padding_alone(current_masks().real)
             self._gather_signals(x, selected.places)
             z = self.bottleneck(selected.angles, selected.depth)  # [N, n_q]
             # Forward z at the chosen depth; the gradient of the choice goes to its probability.
@@ -200,10 +204,17 @@ class QuasarBlock(nn.Module):
         if self.config.route == "all":
             return real
         visual = align(masks.visual, batch, tokens)
-        if visual is None:
+        if masks.visual is None or visual is None:
             raise ConfigError(
-                "route='visual', but neither input_ids nor mm_token_type_ids reached the model: "
-                "pass input_ids through the whole model, or choose route='all'"
+                "route='visual', but nothing tells which tokens are visual: no mm_token_type_ids "
+                "reached the model, and no input_ids, or its config names no image_token_id. Pass "
+                "them through the whole model, or choose route='all'"
+            )
+        if masks.visual.shape[1] < tokens:
+            raise ShapeError(
+                f"route='visual', but input_ids or mm_token_type_ids tell of "
+                f"{masks.visual.shape[1]} tokens and the decoder has {tokens}; needed the same: "
+                "pass them for every token, or choose route='all'"
             )
         return visual if real is None else visual & real
 
@@ -315,6 +326,20 @@ MERGE_REFUSED = (
     "which no weight matrix expresses. Keep the adapter attached, or call unload() to get the "
     "backbone back without it"
 )
+
+
+def _refuse_padding_alone(real: Tensor | None) -> None:
+    """Refuse a mask without a real token: then a mask was misread or is not that of these inputs.
+
+    Asked only where nothing was routed, so that it costs no synchronisation elsewhere.
+    """
+    if real is not None and not real.any():
+        raise ShapeError(
+            f"every token is padding by the attention_mask of this forward (read as "
+            f"{list(real.shape)}), so that nothing can be routed; needed at least one real token: "
+            "pass the 2-D mask [batch, tokens] of these inputs, 1 where a token is real, and drop "
+            "columns that are padding in every row"
+        )
 
 
 def _device_of(module: nn.Module) -> torch.device:

@@ -49,6 +49,7 @@ class QuasarModel(BaseTuner):
 
     prefix = "quasar_"
     tuner_layer_cls = QuasarLayer
+    _token_hooks: TokenHooks | None = None
 
     def inject_adapter(
         self,
@@ -129,6 +130,8 @@ class QuasarModel(BaseTuner):
             super()._replace_module(parent, child_name, new_module, child)
 
     def _post_injection_hook(self, model: nn.Module, config: PeftConfig, adapter_name: str) -> None:
+        if self._token_hooks is not None:  # another adapter was there before
+            self._token_hooks.remove()
         self._token_hooks = TokenHooks(model)
 
     def _check_merge_allowed(self) -> None:
@@ -147,7 +150,8 @@ class QuasarModel(BaseTuner):
         for index, layer in enumerate(layers):
             if isinstance(layer, QuasarLayer):
                 layers[index] = layer.base_layer
-        self._token_hooks.remove()
+        if self._token_hooks is not None:
+            self._token_hooks.remove()
         super()._unload_and_optionally_merge(merge=False, progressbar=progressbar)
         backbone: nn.Module = self.model
         return backbone

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from jaxtyping import Float32
 from torch import Tensor, nn
+from transformers import ProcessorMixin
 
 from medqua.core.errors import BackboneError, ConfigError, ShapeError
 from medqua.core.model.backbone import SHIPPED, TINY, Backbone
@@ -56,7 +57,7 @@ class ZeroShotClassifier(nn.Module):
 
     Raises:
         ConfigError: No label, or a question without `{finding}`.
-        BackboneError: The tokenizer does not tell yes from no.
+        BackboneError: The tokenizer does not tell yes from no, or the processor no image token.
     """
 
     def __init__(self, backbone: Backbone, labels: Sequence[str], size: int, question: str) -> None:
@@ -75,7 +76,7 @@ class ZeroShotClassifier(nn.Module):
             for text in self.questions
         )
         self._texts = [_text(inputs) for inputs in asked]
-        self._image_token = getattr(backbone.processor, "image_token_id", None)
+        self._image_token = _image_token_id(backbone.processor)
 
     def forward(self, **inputs: Tensor) -> Float32[Tensor, "batch labels"]:
         """Ask about one batch of images.
@@ -106,8 +107,6 @@ class ZeroShotClassifier(nn.Module):
         return torch.stack(columns, 1)
 
     def _check_images(self, given: Tensor, own: Tensor) -> None:
-        if self._image_token is None:
-            return
         theirs = int((given[0] == self._image_token).sum())
         ours = int((own[0] == self._image_token).sum())
         if theirs != ours:
@@ -115,6 +114,17 @@ class ZeroShotClassifier(nn.Module):
                 f"images of {theirs} visual tokens for questions made for {ours}: give images of "
                 "the size that this classifier was made for"
             )
+
+
+def _image_token_id(processor: ProcessorMixin) -> int:
+    """The id that stands for a piece of an image, as the processor puts it into `input_ids`."""
+    token = getattr(processor, "image_token_id", None)
+    if not isinstance(token, int):
+        raise BackboneError(
+            f"{type(processor).__name__} tells image_token_id = {token}, so that visual tokens "
+            "cannot be counted; needed a processor that names it, such as Qwen2.5-VL's"
+        )
+    return token
 
 
 def phrase(label: str) -> str:
