@@ -73,6 +73,7 @@ class Outbox:
     def close(self) -> None:
         """Stop; what waits is sent after the next start."""
         self._courier.close()
+        self._spool.close()
 
 
 class Exports:

@@ -8,6 +8,7 @@ time ends in an error, the others in findings
 """
 
 import asyncio
+import logging
 import os
 import weakref
 from collections.abc import Callable, Sequence
@@ -24,6 +25,8 @@ from medqua.core.errors import BundleError, MedQuaError
 from medqua.serve.inference.engine import Model
 from medqua.serve.processes.worker import Answered, Explain, Failed, work
 from medqua.serve.settings import Batching
+
+log = logging.getLogger("medqua.serve")
 
 START_SECONDS = 300.0
 """Time in which a worker must have opened the model, in seconds."""
@@ -267,7 +270,11 @@ class Workers:
         loop = asyncio.get_running_loop()
         while True:
             try:
-                await loop.run_in_executor(self._threads, worker.start)
+                told = await loop.run_in_executor(self._threads, worker.start)
+                if told.provenance != self.model.provenance:
+                    await loop.run_in_executor(self._threads, worker.stop)
+                    log.error("another model lies in the folder now; restart the service")
+                    raise BundleError("another model lies in the folder now")
             except MedQuaError:
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, LONGEST_PAUSE)
