@@ -50,6 +50,8 @@ class _Worker:
         self._arguments, self._processes = arguments, processes
         self._connection: Connection | None = None
         self._process: Any = None
+        self.warm = False
+        """Whether the model of the process that runs has read a warm image."""
 
     @property
     def pid(self) -> int | None:
@@ -88,6 +90,7 @@ class _Worker:
             raise _as_error(told)
         if not isinstance(told, Model):
             raise BundleError(f"a worker began with {type(told).__name__}: a defect")
+        self.warm = True
         return told
 
     def ask(self, message: np.ndarray | Explain, seconds: float) -> Answered | Failed:
@@ -108,6 +111,7 @@ class _Worker:
 
     def stop(self) -> None:
         """End the process."""
+        self.warm = False
         if self._connection is not None:
             self._connection.close()
             self._connection = None
@@ -159,7 +163,7 @@ class Workers:
     @property
     def ready(self) -> int:
         """Workers whose process runs with a warm model."""
-        return sum(worker.pid is not None for worker in self._workers) - len(self._revivals)
+        return sum(worker.warm for worker in self._workers)
 
     @property
     def pids(self) -> list[int]:
