@@ -98,7 +98,7 @@ def fill() -> Callable[[Path, int], Path]:
     def make(folder: Path, count: int) -> Path:
         folder.mkdir()
         for seed in range(count):
-            levels = np.random.default_rng(seed).integers(0, 256, (60, 50), dtype=np.uint8)
+            levels = np.random.default_rng(seed).integers(0, 256, (70, 66), dtype=np.uint8)
             Image.fromarray(levels).save(folder / f"{seed:03}.png")
         return folder
 
@@ -143,7 +143,7 @@ def validation_table(tmp_path_factory: pytest.TempPathFactory) -> Path:
         rows = csv.writer(stream)
         rows.writerow(["image", "split", *CHEXPERT_NAMES[:-1]])
         for number in range(7):
-            levels = random.integers(0, 256, (70, 60 + number), dtype=np.uint8)
+            levels = random.integers(0, 256, (70, 66 + number), dtype=np.uint8)
             Image.fromarray(levels).save(folder / f"{number}.png")
             split = "train" if number == 6 else "validate"
             labels = ["", *(number % 2 for _ in CHEXPERT_NAMES[2:])]

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.filterwarnings(
 def image(tmp_path: Path) -> Path:
     path = tmp_path / "images" / "chest [left].png"
     path.parent.mkdir()
-    Image.fromarray(np.arange(3600, dtype=np.uint16).reshape(60, 60)).save(path)
+    Image.fromarray(np.arange(4096, dtype=np.uint16).reshape(64, 64)).save(path)
     return path
 
 

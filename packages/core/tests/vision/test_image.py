@@ -14,7 +14,7 @@ from medqua.core.vision.image import Decoder, ImageSpec, fit, placement, read_im
 from medqua.core.vision.limits import Limits
 from medqua.core.vision.recipe import jpeg_round_trip, mimic_cxr_jpg
 
-NATIVE = ImageSpec(size=None)
+NATIVE = ImageSpec(size=None, scope="any")
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
@@ -75,7 +75,7 @@ def test_sixteen_bit_png_goes_through_the_recipe_or_is_stretched():
     data = encoded(Image.fromarray(stored))
     expected = jpeg_round_trip(mimic_cxr_jpg(stored, "MONOCHROME2"))
     assert np.array_equal(read_image(data, NATIVE) * 255, expected)
-    shown = read_image(data, ImageSpec(profile="display", size=None))
+    shown = read_image(data, ImageSpec(profile="display", size=None, scope="any"))
     assert shown == pytest.approx((ramp() - ramp().min()) / np.ptp(ramp()), abs=1e-6)
 
 

@@ -45,3 +45,24 @@ def test_tampering_is_found(tmp_path: Path, damage: str):
     file.write_text("".join(lines))
     with pytest.raises(DataError, match="line"):
         verify(file)
+
+
+@pytest.mark.parametrize("torn", [b"{", b'{"ti', b'{"time": "20', b"\0\0\0"])
+def test_a_line_that_a_crash_has_torn_is_cut_off(tmp_path: Path, torn: bytes):
+    file = tmp_path / "audit"
+    file.touch(0o644)
+    for number in range(2):
+        log = AuditLog(file)
+        record(log, number)
+        log.close()
+        with file.open("ab") as end:
+            end.write(torn)
+    AuditLog(file).close()
+    assert verify(file) == 2
+    assert file.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_log_that_cannot_be_opened_is_told_of_in_a_sentence(tmp_path: Path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="cannot be written"):
+        AuditLog(tmp_path / "file" / "audit")

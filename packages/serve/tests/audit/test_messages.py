@@ -79,3 +79,27 @@ def test_outcomes_of_another_number_than_files_are_those_of_all(
     entry = ENTRY | {"what": ["aa"], "outcome": outcome}
     events = [message.find("EventIdentification") for message in parsed(entry)]
     assert [event.get("EventOutcomeIndicator") for event in events] == indicators
+
+
+@pytest.mark.parametrize(
+    ("status", "event", "kind", "outcome"),
+    [
+        (401, "110114", "110122", "4"), (403, "110113", "110132", "4"),
+        (429, "findings", "request", "4"), (200, "findings", "request", "0"),
+        (503, "findings", "request", "8"),
+    ],
+)  # fmt: skip
+def test_who_was_not_let_in_is_an_event_of_dicoms_own(
+    status: int, event: str, kind: str, outcome: str
+):
+    """Tables A.5.3.11-1 and A.5.3.12-1, CID 403 and 400."""
+    told = {"who": "", "what": [], "outcome": [], "status": status, "address": "192.0.2.7"}
+    (message,) = parsed(ENTRY | told)
+    found = message.find("EventIdentification")
+    assert found.get("EventOutcomeIndicator") == outcome
+    assert found.find("EventID").get("csd-code") == event
+    assert found.find("EventTypeCode").get("csd-code") == kind
+    person = message.find("ActiveParticipant")
+    assert person.get("UserID") == "unknown"
+    assert person.get("NetworkAccessPointID") == "192.0.2.7"
+    assert person.get("NetworkAccessPointTypeCode") == "2"

@@ -24,7 +24,7 @@ TRIES = 20
 
 
 def png(seed: int) -> bytes:
-    levels = np.random.default_rng(seed).integers(0, 256, (60, 50), dtype=np.uint8)
+    levels = np.random.default_rng(seed).integers(0, 256, (70, 66), dtype=np.uint8)
     file = BytesIO()
     Image.fromarray(levels).save(file, "PNG")
     return file.getvalue()

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 
-def png(seed: int = 0, shape: tuple[int, int] = (60, 50)) -> bytes:
+def png(seed: int = 0, shape: tuple[int, int] = (70, 66)) -> bytes:
     levels = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
     file = io.BytesIO()
     Image.fromarray(levels).save(file, "PNG")

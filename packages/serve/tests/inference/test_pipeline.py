@@ -25,7 +25,7 @@ def files(tmp_path: Path) -> list[Path]:
         if i in (0, 3, 4):
             path.write_bytes(b"not an image")
         else:
-            levels = np.random.default_rng(i).integers(0, 256, (60, 50), dtype=np.uint8)
+            levels = np.random.default_rng(i).integers(0, 256, (70, 66), dtype=np.uint8)
             Image.fromarray(levels).save(path)
         paths.append(path)
     return paths

@@ -33,7 +33,7 @@ def files(tmp_path: Path) -> list[Path]:
     paths = []
     for number in range(3):
         paths.append(tmp_path / f"{number}.png")
-        levels = np.random.default_rng(number).integers(0, 256, (60, 50), dtype=np.uint8)
+        levels = np.random.default_rng(number).integers(0, 256, (70, 66), dtype=np.uint8)
         Image.fromarray(levels).save(paths[-1])
     return paths
 

@@ -1,6 +1,7 @@
 import os
 import random
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -16,11 +17,12 @@ from pydicom import dcmread
 from medqua.core.errors import DataError
 from medqua.core.findings import CHEXPERT_NAMES, Calibration, name_findings
 from medqua.core.model import Bundle
-from medqua.serve.objects.identity import is_own
+from medqua.serve.objects.identity import content_of, is_own
 from medqua.serve.objects.reference import read_reference
 from medqua.serve.offline.run import paths_of, run_batch
 from medqua.serve.processes.batcher import BATCH_TOLERANCE
-from medqua.serve.report.sr import ReportOptions, build_report, to_bytes
+from medqua.serve.report.options import ReportOptions
+from medqua.serve.report.sr import build_report, to_bytes
 from medqua.serve.settings import Batching, Settings
 
 Fill = Callable[[Path, int], Path]
@@ -31,7 +33,8 @@ def report_on(image: bytes) -> bytes:
     """A report of ours."""
     logits = np.zeros((1, 14), np.float32)
     [findings] = name_findings(logits, CHEXPERT_NAMES, Calibration.identity(14))
-    return to_bytes(build_report(findings, read_reference(image), ReportOptions({"bundle": "ab"})))
+    options = ReportOptions({"bundle": "ab"}, content_of(image))
+    return to_bytes(build_report(findings, read_reference(image), options))
 
 
 @pytest.mark.anyio
@@ -67,6 +70,8 @@ async def test_folder_and_zip_to_one_table_and_a_report_a_dicom_file(
     [file] = reports.iterdir()  # one image, one report
     assert dcmread(file).SOPInstanceUID == file.stem
     assert is_own(dcmread(file))
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600  # it names a patient
+    assert stat.S_IMODE(reports.stat().st_mode) == 0o700
     assert {name for name, row in rows.items() if row["report"]} == {"one.dcm", "same.dcm"}
     assert rows["one.dcm"]["report"] == rows["same.dcm"]["report"] == file.stem
     assert {path.name for path in tmp_path.iterdir()} == {"in", "out.parquet", "reports"}

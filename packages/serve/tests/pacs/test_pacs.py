@@ -36,7 +36,8 @@ from medqua.serve.pacs.errors import (
     PacsUnreachableError,
 )
 from medqua.serve.pacs.spool import Spool
-from medqua.serve.report.sr import ReportOptions, build_report, to_bytes
+from medqua.serve.report.options import ReportOptions
+from medqua.serve.report.sr import build_report, to_bytes
 
 # pynetdicom leaves the socket of a refused connection to the garbage collector
 pytestmark = [
@@ -67,7 +68,7 @@ def report_of(source: bytes) -> bytes:
     findings = name_findings(
         np.zeros((1, 14), np.float32), CHEXPERT_NAMES, Calibration.identity(14)
     )[0]
-    options = ReportOptions({"bundle": "ab" * 32, "profile": "mimic-cxr-jpg"})
+    options = ReportOptions({"bundle": "ab" * 32, "profile": "mimic-cxr-jpg"}, content="ef" * 32)
     when = datetime(2026, 1, 2)
     return to_bytes(build_report(findings, read_reference(source), options, when=when))
 

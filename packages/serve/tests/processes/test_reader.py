@@ -18,7 +18,7 @@ pytestmark = pytest.mark.anyio
 
 
 def png(seed: int) -> bytes:
-    levels = np.random.default_rng(seed).integers(0, 256, (60, 50), dtype=np.uint8)
+    levels = np.random.default_rng(seed).integers(0, 256, (70, 66), dtype=np.uint8)
     file = io.BytesIO()
     Image.fromarray(levels).save(file, "PNG")
     return file.getvalue()

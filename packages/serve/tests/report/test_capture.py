@@ -14,17 +14,23 @@ from PIL import Image
 from pydicom import dcmread
 
 from medqua.core.findings import CHEXPERT_NAMES, Calibration, name_findings
+from medqua.core.findings.validation import Validation
 from medqua.serve.objects.heads import read_head
 from medqua.serve.objects.reference import read_reference
 from medqua.serve.processes.clerk import picture_of
 from medqua.serve.report.capture import BAND, PANEL, SIDE, build_capture, draw
 from medqua.serve.report.key_object import build_key_object
-from medqua.serve.report.sr import DISCLAIMER, ReportOptions, to_bytes
+from medqua.serve.report.options import ReportOptions
+from medqua.serve.report.sr import DISCLAIMER, to_bytes
 
 LOGITS = np.linspace(-3, 3, 14, dtype=np.float32)[None]
-FINDINGS = name_findings(LOGITS, CHEXPERT_NAMES, Calibration.identity(14))[0]
-UNLIKELY = name_findings(np.full_like(LOGITS, -3), CHEXPERT_NAMES, Calibration.identity(14))[0]
-OPTIONS = ReportOptions({"bundle": "ab" * 32, "profile": "mimic-cxr-jpg"})
+GRID = np.repeat(np.linspace(0, 1, 101)[:, None], 14, axis=1)
+HALF = Validation.measure(GRID, GRID >= 0.5)  # a model that is right at 0.5
+IDENTITY = Calibration.identity(14)
+FINDINGS = name_findings(LOGITS, CHEXPERT_NAMES, IDENTITY, HALF)[0]
+UNLIKELY = name_findings(np.full_like(LOGITS, -3), CHEXPERT_NAMES, IDENTITY, HALF)[0]
+UNJUDGED = name_findings(LOGITS, CHEXPERT_NAMES, IDENTITY)[0]
+OPTIONS = ReportOptions({"bundle": "ab" * 32, "profile": "mimic-cxr-jpg"}, content="ef" * 32)
 WHEN = datetime(2026, 1, 2, 3, 4, 5)
 
 
@@ -67,6 +73,7 @@ def test_a_capture_is_marked_and_known_as_ours(genuine: list[bytes]) -> None:
 def test_a_key_object_names_likely_findings_only(genuine: list[bytes]) -> None:
     image = read_reference(genuine[0])
     assert build_key_object(UNLIKELY, image, OPTIONS, when=WHEN) is None
+    assert build_key_object(UNJUDGED, image, OPTIONS, when=WHEN) is None
     selection = build_key_object(FINDINGS, image, OPTIONS, when=WHEN)
     assert selection is not None
     texts = [item.get("TextValue", "") for item in selection.ContentSequence]

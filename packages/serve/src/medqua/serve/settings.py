@@ -210,6 +210,9 @@ class Archive:
     """Its private key, PEM."""
     answer_seconds: float = 30.0
     """Wait for its answer, in seconds."""
+    read_back: bool = True
+    """Of a DICOMweb service: look at what it holds after a report was stored, since it may keep
+    another object of the same UID and not say so."""
     attempts: int = 40
     """Attempts after which a report is laid aside; with the pauses below, about 31 hours."""
     first_pause: float = 5.0
@@ -279,7 +282,7 @@ class Report:
     capture: bool = False
     """Send a picture with the findings burnt in too (secondary capture)."""
     key_object: bool = False
-    """Send a key object selection too, where a finding is more likely than not."""
+    """Send a key object selection too, where a finding is present by the operating points."""
 
 
 @dataclass(frozen=True)

@@ -73,6 +73,7 @@ class Outbox:
     def close(self) -> None:
         """Stop; what waits is sent after the next start."""
         self._courier.close()
+        self._spool.close()
 
 
 class Exports:
@@ -166,13 +167,17 @@ class Exports:
         Raises:
             ImageError: The image is none that a report can refer to.
         """
-        from medqua.serve.objects.reference import read_reference  # highdicom takes seconds
-        from medqua.serve.report.sr import ReportOptions, build_report, to_bytes
+        from medqua.serve.objects.identity import content_of  # highdicom takes seconds
+        from medqua.serve.objects.reference import read_reference
+        from medqua.serve.report.options import ReportOptions
+        from medqua.serve.report.sr import build_report, to_bytes
 
         if reading.findings is None:
             raise ImageError("there are no findings to report")
-        image = read_reference(study.content.read_bytes())
-        return to_bytes(build_report(reading.findings, image, ReportOptions(dict(reading.record))))
+        content = study.content.read_bytes()
+        image = read_reference(content)
+        options = ReportOptions(dict(reading.record), content_of(content))
+        return to_bytes(build_report(reading.findings, image, options))
 
     def _page(self, study: Study, reading: Reading) -> bytes:
         from medqua.ui.report_page import draw_report

@@ -256,6 +256,7 @@ def _reading(
                 None if finding["code"] is None else Code(**finding["code"]),
                 float(finding["logit"]),
                 float(finding["probability"]),
+                finding.get("call", "not judged"),
             )
             for finding in result["findings"]
         )

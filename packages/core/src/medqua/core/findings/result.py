@@ -8,6 +8,7 @@ import numpy as np
 
 from medqua.core.findings.calibration import Calibration
 from medqua.core.findings.labels import ALIASES, CHEXPERT, NIH, Code
+from medqua.core.findings.validation import Call, Validation
 
 _CODES = {known.name: known.code for known in (*NIH, *CHEXPERT)}
 
@@ -24,6 +25,8 @@ class Finding:
     """The head's score."""
     probability: float
     """Calibrated probability that the label holds, in [0, 1]."""
+    call: Call = "not judged"
+    """What that is worth at the model's operating points."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,7 @@ class Findings:
                     "code": None if finding.code is None else vars(finding.code),
                     "logit": finding.logit,
                     "probability": finding.probability,
+                    "call": finding.call,
                 }
                 for finding in self.findings
             ]
@@ -66,7 +70,10 @@ class Findings:
 
 
 def name_findings(
-    logits: np.ndarray, labels: Sequence[str], calibration: Calibration
+    logits: np.ndarray,
+    labels: Sequence[str],
+    calibration: Calibration,
+    validation: Validation | None = None,
 ) -> list[Findings]:
     """Turn scores into calibrated findings.
 
@@ -74,17 +81,19 @@ def name_findings(
         logits: Scores `[N, n_labels]`.
         labels: Names, in the order of the scores.
         calibration: Temperatures, in the same order.
+        validation: What validation showed of each label, in the same order: the operating points
+            by which findings are called. Without it nothing is judged.
 
     Returns:
         One `Findings` a row.
     """
     codes = [_CODES.get(ALIASES.get(label, label)) for label in labels]
-    return [
-        Findings(
-            tuple(
-                Finding(label, code, float(z), float(p))
-                for label, code, z, p in zip(labels, codes, row, chances, strict=True)
-            )
-        )
-        for row, chances in zip(logits, calibration(logits), strict=True)
-    ]
+    measured = [None] * len(codes) if validation is None else validation.labels
+
+    def named(row: np.ndarray, chances: np.ndarray) -> Iterator[Finding]:
+        for label, code, known, z, p in zip(labels, codes, measured, row, chances, strict=True):
+            call: Call = "not judged" if known is None else known.call(float(p))
+            yield Finding(label, code, float(z), float(p), call)
+
+    rows = zip(logits, calibration(logits), strict=True)
+    return [Findings(tuple(named(row, chances))) for row, chances in rows]

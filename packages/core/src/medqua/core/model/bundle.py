@@ -170,7 +170,7 @@ class Bundle:
     def findings(self, logits: np.ndarray) -> list[Findings]:
         """Turn logits `[N, n_labels]` into calibrated findings, one `Findings` a row."""
         calibration = self.calibration or Calibration.identity(len(self.labels))
-        return name_findings(logits, self.labels, calibration)
+        return name_findings(logits, self.labels, calibration, self.validation)
 
     def save(
         self,

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from medqua.core.errors import ConfigError, UnreadableImageError
+from medqua.core.vision.content import check_content, check_levels
 from medqua.core.vision.limits import Limits, read_bytes
 from medqua.core.vision.raster import is_raster, read_raster
 from medqua.core.vision.recipe import encode_jpeg, jpeg_round_trip, mimic_cxr_jpg
@@ -65,7 +66,8 @@ class ImageSpec:
     """Filter, widened when shrinking so that nothing aliases."""
 
     scope: Scope = "chest"
-    """"chest" refuses by its header a DICOM file that is not a frontal chest radiograph."""
+    """"chest" refuses by its header a DICOM file that is not a frontal chest radiograph, and by its
+    pixels any file that can show none (`medqua.core.vision.content`)."""
 
     version: int = VERSION
     """Meaning of the fields above."""
@@ -138,7 +140,8 @@ class Decoder:
         """Make a decoder.
 
         Args:
-            trusted: Decode in this process: faster, for files of one's own only.
+            trusted: Decode in this process, and take small and empty images as they are: for
+                training data of one's own only.
             limits: What a file may cost.
         """
         self.trusted = trusted
@@ -149,7 +152,7 @@ class Decoder:
         """Read one file; arguments and errors as in `read_image`."""
         data = read_bytes(source, self.limits)
         if self.trusted:
-            return decode_image(data, spec, self.limits)
+            return decode_image(data, spec, self.limits, gate=False)
         image, header = self._sandbox.decode(data, spec.to_dict())
         return Decoded(image, None if header is None else Header.from_dict(header))
 
@@ -201,7 +204,8 @@ def read_image(
     Args:
         source: Path or content of the file; its kind is recognised by its content.
         spec: What to make of it.
-        trusted: Decode DICOM in this process too, which is faster: for training data of one's own.
+        trusted: Decode DICOM in this process too, which is faster, and take small and empty images
+            as they are: for training data of one's own.
 
     Returns:
         Image `[H, W]`, float32 in [0, 1], 0 black, with air dark and bone bright;
@@ -213,7 +217,7 @@ def read_image(
     """
     data = read_bytes(source)
     if trusted or is_raster(data):
-        return decode_image(data, spec).image
+        return decode_image(data, spec, gate=not trusted).image
     return _decoder_of_this_process().read(data, spec).image
 
 
@@ -225,23 +229,42 @@ def _decoder_of_this_process() -> Decoder:
     return decoder
 
 
-def decode_image(data: bytes, spec: ImageSpec, limits: Limits | None = None) -> Decoded:
+def decode_image(
+    data: bytes, spec: ImageSpec, limits: Limits | None = None, *, gate: bool = True
+) -> Decoded:
     """Decode a file's content in this process, whatever it costs.
 
     A 16-bit PNG has not been through the recipe, which writes 8 bits, so the recipe is applied
     to it; an 8-bit JPG or PNG has, and is taken as it is.
+
+    Args:
+        data: The whole file.
+        spec: What to make of it.
+        limits: What it may cost.
+        gate: Refuse images that can show no chest, where `spec.scope` asks for one.
     """
-    limits = limits or Limits()
+    grey, header = _levels(data, spec, limits or Limits())
+    if not (gate and spec.scope == "chest"):
+        return Decoded(fit(grey, spec), header)
+    check_content(grey)
+    image = fit(grey, spec)
+    check_levels(image)  # what is left of it may be one grey value, though the file is not
+    return Decoded(image, header)
+
+
+def _levels(
+    data: bytes, spec: ImageSpec, limits: Limits
+) -> tuple[npt.NDArray[np.uint8] | npt.NDArray[np.float32], Header | None]:
+    """Return a file's grey levels `[H, W]` and its header, if it has one."""
     if is_raster(data):
         grey = read_raster(data, limits)
         if grey.dtype == np.uint16:
-            return Decoded(fit(from_stored(grey, "MONOCHROME2", spec), spec), None)
-        return Decoded(fit(grey.astype(np.uint8, copy=False), spec), None)
+            return from_stored(grey, "MONOCHROME2", spec), None
+        return grey.astype(np.uint8, copy=False), None
     from medqua.core.vision.dicom import is_dicom, read_dicom  # JPG readers start without pydicom
 
     if is_dicom(data):
-        levels, header = read_dicom(data, profile=spec.profile, scope=spec.scope, limits=limits)
-        return Decoded(fit(levels, spec), header)
+        return read_dicom(data, profile=spec.profile, scope=spec.scope, limits=limits)
     raise UnreadableImageError("the file is neither DICOM, JPG nor PNG")
 
 

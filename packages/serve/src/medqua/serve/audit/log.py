@@ -2,7 +2,8 @@
 
 Files and answers stand in it by their SHA-256, so that it proves what was said without holding
 it. Every line carries the hash of the one before: a line that was changed or taken out later
-breaks the chain, and `verify` says where.
+breaks the chain, and `verify` says where. A line that cannot be written whole is cut back, and
+whoever asked for it is told, so that nothing is answered that does not stand here.
 """
 
 import fcntl
@@ -15,10 +16,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from medqua.core.errors import ConfigError, DataError
+from medqua.core.errors import ConfigError, DataError, MedQuaError
 
 START = 64 * "0"
 """What stands for the hash before the first line."""
+
+
+class AuditError(MedQuaError, RuntimeError):
+    """A line of the audit log could not be written."""
 
 
 class AuditLog:
@@ -28,13 +33,17 @@ class AuditLog:
         file: Where it is; made if absent, readable by its owner alone.
 
     Raises:
-        ConfigError: Another process writes it, or its last line is damaged beyond a torn write.
+        ConfigError: Another process writes it, or it cannot be written.
     """
 
     def __init__(self, file: Path) -> None:
-        file.parent.mkdir(parents=True, exist_ok=True)
         self._lock = threading.Lock()
-        self._file = os.open(file, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._file = os.open(file, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
+            os.fchmod(self._file, 0o600)
+        except OSError as error:
+            raise ConfigError(f"{file} cannot be written: {error.strerror}") from None
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -51,6 +60,8 @@ class AuditLog:
         what: Sequence[str],
         outcome: Sequence[int],
         result: str,
+        status: int = 0,
+        address: str = "",
     ) -> None:
         """Append one line and have it on disk.
 
@@ -61,6 +72,11 @@ class AuditLog:
             what: SHA-256 of the files, hexadecimal.
             outcome: Status of each.
             result: SHA-256 of the answer, hexadecimal.
+            status: HTTP status of the answer as a whole; 0 where it was no request by HTTP.
+            address: Network address of the caller.
+
+        Raises:
+            AuditError: It is not there: the disk is full, or refuses.
         """
         entry: dict[str, Any] = {
             "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
@@ -71,10 +87,14 @@ class AuditLog:
             "outcome": list(outcome),
             "result": result,
         }
+        entry |= {"status": status} if status else {}
+        entry |= {"address": address} if address else {}
         with self._lock:
             line = json.dumps({**entry, "previous": self._last}).encode() + b"\n"
-            os.write(self._file, line)
-            os.fdatasync(self._file)
+            try:
+                self._append(line)
+            except OSError as error:
+                raise AuditError(f"the audit log cannot be written: {error.strerror}") from None
             self._last = _digest(line)
 
     def record_activity(self, action: str) -> None:
@@ -90,14 +110,31 @@ class AuditLog:
         with self._lock:
             os.close(self._file)
 
+    def _append(self, line: bytes) -> None:
+        """Write a line whole, or leave the file as it was.
+
+        Raises:
+            OSError: It is not there.
+        """
+        end = os.fstat(self._file).st_size
+        try:
+            left = memoryview(line)
+            while left:
+                left = left[os.write(self._file, left) :]
+            os.fdatasync(self._file)
+        except OSError:
+            os.ftruncate(self._file, end)
+            raise
+
     def _continue(self) -> str:
-        """Return the hash of the last whole line; end a line that a crash has torn."""
+        """Return the hash of the last whole line; cut off one that a crash has torn."""
         size = os.fstat(self._file).st_size
-        tail = os.pread(self._file, 1 << 20, max(0, size - (1 << 20)))
-        if tail and not tail.endswith(b"\n"):
-            os.write(self._file, b"\n")
-            tail += b"\n"
-        lines = tail.splitlines(keepends=True)
+        start = max(0, size - (1 << 20))
+        tail = os.pread(self._file, 1 << 20, start)
+        whole = tail[: tail.rfind(b"\n") + 1]
+        if len(whole) < len(tail):
+            os.ftruncate(self._file, start + len(whole))
+        lines = whole.splitlines(keepends=True)
         return _digest(lines[-1]) if lines else START
 
 
@@ -128,8 +165,9 @@ def verify(file: Path) -> int:
 
 
 def _torn(line: bytes) -> bool:
-    """Tell whether a line is the beginning of an entry, as a crash leaves it."""
-    return line.startswith(b'{"time": ') and not line.rstrip().endswith(b"}")
+    """Tell whether a line is the beginning of an entry, as crashes left it in earlier releases."""
+    told = line.rstrip()
+    return told[:9] == b'{"time": '[: len(told)] and not told.endswith(b"}")
 
 
 def _digest(line: bytes) -> str:

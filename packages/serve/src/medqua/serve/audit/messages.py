@@ -1,8 +1,9 @@
 """Entries of the audit log as DICOM audit messages (PS3.15 section A.5), for a syslog collector.
 
-The service starting and ending are *Application Activity*. A request is of an event type of our
-own: DICOM's events on images name patient and study, and the log holds neither. Files and answers
-are named by their SHA-256.
+The service starting and ending are *Application Activity*. A request without valid credentials is
+*User Authentication*, one that a caller's role does not allow a *Security Alert*. Any other is of
+an event type of our own: DICOM's events on images name patient and study, and the log holds
+neither. Files and answers are named by their SHA-256.
 """
 
 import base64
@@ -17,6 +18,12 @@ ACTIVITY = {
     "stop": ("110121", DCM, "Application Stop"),
 }
 """Actions that are the service's own, by event type (PS3.16 CID 401)."""
+
+EVENTS = {
+    401: (("110114", DCM, "User Authentication"), ("110122", DCM, "Login")),
+    403: (("110113", DCM, "Security Alert"), ("110132", DCM, "Use of Restricted Function")),
+}
+"""HTTP status of a request -> event and its type (PS3.15 A.5.3, PS3.16 CID 400 to 403)."""
 
 SUCCESS, MINOR, SERIOUS = "0", "4", "8"
 """Event outcome indicators (PS3.15 section A.5.1)."""
@@ -39,7 +46,8 @@ def to_messages(entry: Mapping[str, Any], source: str) -> Iterator[bytes]:
     Yields:
         XML by the schema of PS3.15 section A.5.1, UTF-8.
     """
-    outcomes = [outcome_of(status) for status in entry["outcome"]] or [SUCCESS]
+    answered = [entry["status"]] if entry.get("status") else []
+    outcomes = [outcome_of(status) for status in entry["outcome"] or answered] or [SUCCESS]
     files = entry["what"]
     if len(outcomes) != len(files):  # the answer is to all of them
         outcomes = [max(outcomes)] * max(1, len(files))
@@ -58,13 +66,20 @@ def _message(entry: Mapping[str, Any], source: str, outcome: str, files: list[st
     if activity is not None:
         _code(event, "EventID", "110100", DCM, "Application Activity")
         _code(event, "EventTypeCode", *activity)
+    elif (known := EVENTS.get(entry.get("status", 0))) is not None:
+        _code(event, "EventID", *known[0])
+        _code(event, "EventTypeCode", *known[1])
+        _code(event, "EventTypeCode", "request", OWN, entry["action"])
     else:
         _code(event, "EventID", "findings", OWN, "Findings of images")
         _code(event, "EventTypeCode", "request", OWN, entry["action"])
     person = Xml.SubElement(
-        message, "ActiveParticipant", UserID=entry["who"],
+        message, "ActiveParticipant", UserID=entry["who"] or "unknown",
         UserIsRequestor="false" if activity else "true",
     )  # fmt: skip
+    if address := entry.get("address"):
+        person.set("NetworkAccessPointID", address)
+        person.set("NetworkAccessPointTypeCode", "2")  # IP address
     if activity is not None:
         _code(person, "RoleIDCode", "110150", DCM, "Application")
     else:

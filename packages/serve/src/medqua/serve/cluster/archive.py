@@ -82,7 +82,9 @@ def run_archive(
         resumed = len(journal.done)
         items = list(_items(source, journal))
         if items:
-            arguments = (model, document, sr, dict(described.provenance), Path.cwd())
+            arguments = (
+                model, document, sr, dict(described.provenance), Path.cwd(), journal.began
+            )  # fmt: skip
             window = 2 * batching.max_batch_size
             answers = (
                 ray.data.from_items(
@@ -116,6 +118,7 @@ class ClusterReader:
         sr: Folder for reports, or None.
         provenance: What the run's first node said of the model.
         start: Folder that relative paths start from, so that the table names files as they were.
+        when: Time of the reports' content, ISO 8601.
 
     Raises:
         BundleError: The model here is another.
@@ -128,6 +131,7 @@ class ClusterReader:
         sr: Path | None,
         provenance: dict[str, Any],
         start: Path,
+        when: str,
     ) -> None:
         os.chdir(start)
         self._settings = Settings.from_dict(document)
@@ -144,7 +148,7 @@ class ClusterReader:
         self._reports: Reports | None = None
         if sr is not None:
             clerk = Clerk(self._settings.batching.decoders)
-            self._reports = Reports(sr, self._reader, clerk)
+            self._reports = Reports(sr, self._reader, clerk, when)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[str]]:
         """Answer the files that a block of paths names."""

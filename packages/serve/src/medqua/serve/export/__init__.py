@@ -4,6 +4,7 @@ What is in which graph and why tells `docs/export.md`. An export is written besi
 against the torch model, sealed, and moved there: one that fails leaves nothing behind.
 """
 
+import json
 import shutil
 import uuid
 from collections.abc import Callable
@@ -30,6 +31,7 @@ from medqua.serve.inference.manifest import (
     MANIFEST,
     SCHEMA,
     SEAL,
+    VALIDATION,
     WEIGHTS,
     ExportManifest,
     write_export,
@@ -162,6 +164,8 @@ def _write(
         most = 1 if options.precision == "int8" else triton.MAX_BATCH
         triton.write_repository(root, bundle.image.size, bundle.labels, adapters, tokens, most)
     save_file(model.weights, root / WEIGHTS)
+    if bundle.validation is not None:
+        (root / VALIDATION).write_text(json.dumps(bundle.validation.to_dict()))
     for path in root.rglob("*"):
         path.chmod(0o755 if path.is_dir() else 0o644)
     revision = bundle.backbone.revision

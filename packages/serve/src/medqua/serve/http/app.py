@@ -19,7 +19,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from medqua.core.errors import ConfigError, MedQuaError
-from medqua.serve.audit import AuditLog, Repository
+from medqua.serve.audit import AuditError, AuditLog, Repository
 from medqua.serve.http.guard import Guard, problem
 from medqua.serve.http.metrics import log
 from medqua.serve.http.routes import explanation, findings, health, inference_protocol, stow
@@ -71,7 +71,9 @@ def create_app(
     ours = (findings, explanation, job_routes, stow, inference_protocol, health)
     for router in (*(module.router for module in ours), *routers):
         app.router.routes.extend(router.routes)  # plain routes, so that `check_routes` sees each
-    app.add_middleware(Guard, settings=settings, ended=service.metrics.ended)
+    app.add_middleware(
+        Guard, settings=settings, ended=service.metrics.ended, record=service.write_down
+    )
     app.add_exception_handler(OverloadError, _overloaded)
     app.add_exception_handler(ConfigError, _mistaken)
     app.add_exception_handler(ClientGoneError, _gone)
@@ -121,7 +123,10 @@ async def _running(
         if service.jobs is not None:
             service.jobs.close()
         if service.audit is not None:
-            service.audit.record_activity("stop")
+            try:
+                service.audit.record_activity("stop")
+            except AuditError as error:
+                log.error("the end is not in the audit log", extra={"told": {"error": str(error)}})
             if service.repository is not None:
                 await asyncio.to_thread(service.repository.close)
             service.audit.close()
@@ -139,7 +144,7 @@ async def _open_doors(service: Service, reader: Reader) -> None:
     keep = 3600 * settings.storage.keep_hours
     service.runner = JobRunner(store, reader, service.clerk, service.outgoing, keep)
     service.runner.start()
-    service.metrics.watch_jobs(store)
+    service.metrics.watch_jobs(store, service.runner)
     if service.outgoing is not None:
         service.inbox = Inbox(store, waker(service.runner.wake))
         if settings.door.peers:

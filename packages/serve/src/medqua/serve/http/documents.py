@@ -12,6 +12,7 @@ class FindingDocument(BaseModel):
     code: dict[str, Any] | None
     logit: float
     probability: float
+    call: Literal["likely", "uncertain", "unlikely", "not judged"]
 
 
 class RefusalDocument(BaseModel):
@@ -40,6 +41,9 @@ class AnswerDocument(BaseModel):
     notes: list[str]
     sha256: str
     seconds: float
+    bundle: str | None
+    export: str | None
+    version: str | None
     report: ReportDocument | None = None
 
 
@@ -86,6 +90,7 @@ ANSWER_EXAMPLE = {
             "code": {"scheme": "SCT", "value": "8186001", "meaning": "Cardiomegaly"},
             "logit": -0.85,
             "probability": 0.3,
+            "call": "unlikely",
         }
     ],
     "quantum": None,
@@ -93,6 +98,9 @@ ANSWER_EXAMPLE = {
     "notes": ["body part not stated: taken for a chest"],
     "sha256": 64 * "0",
     "seconds": 0.21,
+    "bundle": 64 * "a",
+    "export": None,
+    "version": "0.1.0",
 }
 
 FINDINGS_EXAMPLE = {

@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from medqua.serve.audit import Repository
 from medqua.serve.http.guard import Ended
 from medqua.serve.jobs.outgoing import Outgoing
+from medqua.serve.jobs.runner import JobRunner
 from medqua.serve.jobs.store import JobStore
 from medqua.serve.processes.reader import Answer, Observer, Reader
 
@@ -49,6 +50,10 @@ class Metrics:
         self._lost = Counter(
             "medqua_workers_lost_total", "Workers that ended or hung.", registry=self.registry
         )
+        self._unaudited = Counter(
+            "medqua_audit_failures_total", "Requests failed since the audit log cannot be written.",
+            registry=self.registry,
+        )  # fmt: skip
 
     def observer(self) -> Observer:
         """Return what the reader tells."""
@@ -63,12 +68,18 @@ class Metrics:
         ):
             Gauge(name, help_, registry=self.registry).set_function(value)
 
-    def watch_jobs(self, store: JobStore) -> None:
-        """Add gauges of accepted jobs."""
+    def audit_failed(self) -> None:
+        """Count a request that failed because it could not be written down."""
+        self._unaudited.inc()
+
+    def watch_jobs(self, store: JobStore, runner: JobRunner) -> None:
+        """Add numbers of accepted jobs."""
         for name, help_, value in (
             ("medqua_job_files_waiting", "Files without an answer.", lambda: store.counts()[0]),
             ("medqua_reports_owed", "Reports to be written and sent.", lambda: store.counts()[1]),
-        ):
+            ("medqua_job_files_lost", "Files answered as lost since the start.",
+             lambda: runner.lost),
+        ):  # fmt: skip
             Gauge(name, help_, registry=self.registry).set_function(value)
 
     def watch_repository(self, repository: Repository) -> None:
@@ -87,6 +98,8 @@ class Metrics:
              lambda: courier.total.sent),
             ("medqua_outbox_failures", "Failed deliveries since the start.",
              lambda: courier.total.failed + courier.total.buried),
+            ("medqua_outbox_conflicts", "Objects since the start of whose UID the archive holds "
+             "another one.", lambda: courier.total.conflicts),
             ("medqua_reports_unwritten", "Reports that could not be written since the start.",
              lambda: outgoing.unwritten),
         ):  # fmt: skip

@@ -141,6 +141,7 @@ class Authenticator:
         else:
             self._limit(self._rate.take(address, 0.0))  # who failed often is not even heard
             identity = await self._credentials(connection)
+        connection.scope["medqua.identity"] = identity
         self._limit(self._rate.take(identity.name if identity else address))
         if identity is None:
             raise HTTPException(
@@ -183,7 +184,6 @@ class Requires:
         """
         authenticator: Authenticator = connection.app.state.authenticator
         identity = await authenticator.identify(connection)
-        connection.scope["medqua.identity"] = identity
         if not identity.may(*self.roles):
             raise HTTPException(403, f"needed is one of the roles {', '.join(self.roles)}")
         return identity
@@ -192,8 +192,9 @@ class Requires:
 class Anyone:
     """A dependency of a route that tells nothing worth hiding: whether the service lives."""
 
-    async def __call__(self) -> None:
+    async def __call__(self, connection: HTTPConnection) -> None:
         """Let the caller in."""
+        connection.scope["medqua.open"] = True
 
 
 def access_of(route: BaseRoute) -> tuple[Role, ...] | None:

@@ -5,6 +5,7 @@ way are answered within `listen.drain_seconds`, and jobs that are not done stay 
 """
 
 import asyncio
+import os
 import socket
 from pathlib import Path
 from types import FrameType
@@ -90,6 +91,7 @@ def serve(app: FastAPI, settings: Settings) -> None:
     Raises:
         MedQuaError: The app could not start.
     """
+    os.umask(0o077)  # what is kept on disk holds patient data
     listen = settings.listen
     service: Service = app.state.service
     config = uvicorn.Config(

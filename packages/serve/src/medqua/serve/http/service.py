@@ -1,7 +1,6 @@
 """What the routes of one app share, and how a request's files are answered."""
 
 import asyncio
-import hashlib
 import json
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +10,8 @@ from fastapi import Request
 from starlette.responses import Response
 
 from medqua.core.errors import MedQuaError
-from medqua.serve.audit import AuditLog, Repository
+from medqua.serve.audit import AuditError, AuditLog, Repository
+from medqua.serve.http.guard import Answered
 from medqua.serve.http.metrics import Metrics
 from medqua.serve.jobs.incoming import Inbox
 from medqua.serve.jobs.outgoing import Outgoing
@@ -108,35 +108,42 @@ class Service:
             if unused:
                 reader.batcher.leave()
 
+    def write_down(self, answered: Answered) -> None:
+        """Write an answer into the audit log, if one is kept.
+
+        Raises:
+            AuditError: It cannot be written.
+        """
+        if self.audit is None:
+            return
+        try:
+            self.audit.record(**vars(answered))
+        except AuditError:
+            self.metrics.audit_failed()
+            raise
+
     def need_reader(self) -> Reader:
         """Return the reader of an app that has started."""
         if self.reader is None:
             raise RuntimeError("the app has not started")
         return self.reader
 
-    async def record(
-        self, request: Request, what: Sequence[str], outcome: Sequence[int], result: bytes
-    ) -> None:
-        """Write a request into the audit log, if one is kept."""
-        if self.audit is None:
-            return
-        audit, route = self.audit, request.scope.get("route")
-        await asyncio.to_thread(
-            lambda: audit.record(
-                who=request.scope["medqua.identity"].name,
-                request_id=request.scope["medqua.request_id"],
-                action=f"{request.method} {getattr(route, 'path', '')}",
-                what=what,
-                outcome=outcome,
-                result=hashlib.sha256(result).hexdigest(),
-            )
-        )
-
 
 def service_of(request: Request) -> Service:
     """Return the service that a request came to."""
     service: Service = request.app.state.service
     return service
+
+
+def tell_audit(request: Request, what: Sequence[str], outcome: Sequence[int]) -> None:
+    """Say which files a request is about, for the audit log that its guard writes.
+
+    Args:
+        request: The request.
+        what: SHA-256 of the files, hexadecimal.
+        outcome: Status of each.
+    """
+    request.scope["medqua.audit"] = tuple(what), tuple(outcome)
 
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:

@@ -4,12 +4,14 @@
     vision.onnx               patches to visual tokens
     stage_0.onnx ...          the decoder, cut at its adapters; weights above 2 GB in `*.onnx.data`
     bottlenecks.safetensors   parameters of the circuits between the stages
+    validation.json           what validation showed of each finding, if the bundle has it
     single.onnx               image to probabilities in one graph, or with `--triton`
     triton/medqua/            the same graph as a Triton model repository
 
 How it is checked tells `medqua.core.sealed`.
 """
 
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -18,6 +20,7 @@ from typing import Any
 
 from medqua.core.errors import BundleError, ConfigError
 from medqua.core.findings.calibration import Calibration
+from medqua.core.findings.validation import Validation
 from medqua.core.sealed import Seal
 from medqua.core.vision.image import ImageSpec
 from medqua.core.vision.patches import PatchSpec
@@ -29,10 +32,13 @@ MANIFEST = "export.json"
 WEIGHTS = "bottlenecks.safetensors"
 """Name of the file with the circuits' parameters."""
 
+VALIDATION = "validation.json"
+"""Name of the file with the bundle's validation figures, by which findings are called."""
+
 SCHEMA = 1
 """Version of the layout that this release writes, and the newest that it reads."""
 
-SUFFIXES = frozenset({".onnx", ".data", ".safetensors", ".pbtxt", ".txt"})
+SUFFIXES = frozenset({".onnx", ".data", ".safetensors", ".pbtxt", ".txt", ".json"})
 """Kinds of file that an export may hold; no code."""
 
 SEAL = Seal(MANIFEST, "export", "serve:export", SUFFIXES, SCHEMA)
@@ -171,6 +177,26 @@ def read_export(directory: Path) -> tuple[ExportManifest, Parts]:
             f"in {MANIFEST}: export again"
         )
     return manifest, parts
+
+
+def read_validation(directory: Path, manifest: ExportManifest) -> Validation | None:
+    """Read the validation figures of an export whose files were checked; None if it has none.
+
+    Raises:
+        BundleError: They are none, or of other labels.
+    """
+    if VALIDATION not in manifest.files:
+        return None
+    try:
+        validation = Validation.from_dict(json.loads((directory / VALIDATION).read_bytes()))
+    except (ConfigError, ValueError, AttributeError, OSError) as error:
+        raise BundleError(f"{VALIDATION} cannot be read: export again") from error
+    if len(validation.labels) != len(manifest.labels):
+        raise BundleError(
+            f"{VALIDATION} has {len(validation.labels)} labels for {len(manifest.labels)}: export "
+            "again"
+        )
+    return validation
 
 
 def _parts(manifest: ExportManifest) -> Parts:

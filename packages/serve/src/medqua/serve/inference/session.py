@@ -28,7 +28,14 @@ from medqua.core.vision.image import Decoder, ImageSpec
 from medqua.core.vision.patches import check, cut
 from medqua.serve.inference.geometry import decoder_tables, vision_tables
 from medqua.serve.inference.graph import Graph, Value, device_of, providers_of
-from medqua.serve.inference.manifest import MANIFEST, WEIGHTS, ExportManifest, Parts, read_export
+from medqua.serve.inference.manifest import (
+    MANIFEST,
+    WEIGHTS,
+    ExportManifest,
+    Parts,
+    read_export,
+    read_validation,
+)
 from medqua.serve.inference.quantum import QuantumOptions, QuantumRuntime
 from medqua.serve.inference.results import QuantumPath, QuantumRecord, Refusal, Served
 
@@ -106,6 +113,7 @@ class ServingSession:
         self.digest = sha256(root / MANIFEST)
         self.batch_size = 1 if manifest.precision == "int8" else options.batch_size
         self._parts = parts
+        self._validation = read_validation(root, manifest)
         self._decoder = Decoder()
         if options.single and manifest.single is None:
             raise ConfigError(f"no single-file graph in this export: {manifest.single_absent}")
@@ -258,7 +266,7 @@ class ServingSession:
             raise BundleError("the model's scores are not all finite numbers; export it again")
         quantum = self.options.quantum
         served = []
-        named = name_findings(scores.logits, self.labels, self._parts.calibration)
+        named = name_findings(scores.logits, self.labels, self._parts.calibration, self._validation)
         for findings, routes in zip(named, scores.routes, strict=True):
             record = QuantumRecord(
                 scores.paths,

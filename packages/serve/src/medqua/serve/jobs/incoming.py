@@ -3,10 +3,17 @@
 import asyncio
 import hashlib
 from collections.abc import Callable
+from contextlib import suppress
 
-from medqua.serve.audit import AuditLog
+from medqua.serve.audit import AuditError, AuditLog
 from medqua.serve.jobs.store import JobStore, SpoolFullError
-from medqua.serve.pacs.dimse import Keeps, StorePort, StorePortOptions
+from medqua.serve.pacs.dimse import (
+    OUT_OF_RESOURCES,
+    SUCCESS,
+    Keeps,
+    StorePort,
+    StorePortOptions,
+)
 from medqua.serve.pacs.errors import SpoolError
 from medqua.serve.pacs.tls import Certificates
 from medqua.serve.settings import Settings
@@ -68,18 +75,49 @@ class Audited:
         self._inbox, self._audit = inbox, audit
 
     def put(self, data: bytes) -> str:
-        """Keep an object, and note its hash beside its job."""
-        job = self._inbox.put(data)
-        self._audit.record(
-            who=OWNER, request_id=job, action="C-STORE",
-            what=[hashlib.sha256(data).hexdigest()], outcome=[0],
-            result=hashlib.sha256(job.encode()).hexdigest(),
-        )  # fmt: skip
+        """Keep an object, and note its hash beside its job.
+
+        Raises:
+            SpoolError: It cannot be kept, or cannot be noted.
+        """
+        try:
+            job = self._inbox.put(data)
+        except SpoolError:
+            self._write_down(data, "", OUT_OF_RESOURCES)
+            raise
+        self._write_down(data, job, SUCCESS)
         return job
+
+    def refused(self, reason: str, address: str) -> None:
+        """Note that somebody was not let in, or that what they sent was not taken.
+
+        Args:
+            reason: What was refused, in a word or two of ours.
+            address: Network address of who came.
+        """
+        with suppress(AuditError):  # refused it is in any case
+            self._audit.record(
+                who="", request_id="", action=reason, what=(), outcome=(), result="", status=403,
+                address=address,
+            )  # fmt: skip
+
+    def _write_down(self, data: bytes, job: str, status: int) -> None:
+        try:
+            self._audit.record(
+                who=OWNER, request_id=job, action="C-STORE",
+                what=[hashlib.sha256(data).hexdigest()], outcome=[status],
+                result=hashlib.sha256(job.encode()).hexdigest(),
+            )  # fmt: skip
+        except AuditError as error:  # sent again, it is the same job
+            raise SpoolError(str(error)) from None
 
 
 def open_door(inbox: Keeps, settings: Settings) -> StorePort:
     """Listen for C-STORE.
+
+    Args:
+        inbox: Where objects go; told too of who was refused, where it is `Audited`.
+        settings: Where to listen, and for whom.
 
     Raises:
         ConfigError: A title or a certificate is none, or the port cannot be listened on.
@@ -93,7 +131,7 @@ def open_door(inbox: Keeps, settings: Settings) -> StorePort:
         object_bytes=limits.file_bytes, object_seconds=2 * limits.body_seconds,
         certificates=certificates,
     )  # fmt: skip
-    return StorePort(inbox, options)
+    return StorePort(inbox, options, refused=getattr(inbox, "refused", None))
 
 
 def waker(wake: Callable[[], None]) -> Callable[[], None]:

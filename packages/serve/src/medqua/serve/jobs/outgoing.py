@@ -59,8 +59,9 @@ def sender(archive: Archive) -> Send:
         except ConfigError:
             raise PacsUnreachableError("the token of the archive cannot be read") from None
         DicomWebArchive(
-            archive.url, token, archive.authorities, read_seconds=archive.answer_seconds
-        )(data)
+            archive.url, token, archive.authorities, read_seconds=archive.answer_seconds,
+            read_back=archive.read_back,
+        )(data)  # fmt: skip
 
     return send
 
@@ -114,6 +115,7 @@ class Outgoing:
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
         await asyncio.to_thread(self.courier.close)
+        self.outbox.close()
 
     async def _run(self) -> None:
         while True:

@@ -1,12 +1,14 @@
 """Accepted jobs on disk: nothing that was accepted is lost, and nothing is answered twice.
 
-    spool/jobs.sqlite                 jobs, their files, their answers
+    spool/lock                        held by the one service that has the spool open
+    spool/jobs.sqlite                 jobs, their files, their answers; the reports of images
     spool/content/<job>/<number>      a file until it is answered
 
 A job is accepted when its files are on disk and its rows are committed. An answer is written by
 one statement that does nothing where an answer is; only then is the file deleted. So after
 `kill -9` at any point the rows say what is left to do. What an answer's report is made from is
 written with it; a job whose reports are to be sent owes them until they are in the outbox.
+A file that failed waits behind the others.
 """
 
 import hashlib
@@ -17,40 +19,43 @@ import sqlite3
 import threading
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from medqua.core.errors import ConfigError, DataError
+from medqua.serve.jobs import ledger
+from medqua.serve.private_folder import FolderLock, make_private
 from medqua.serve.processes.reader import Answer, refused
 from medqua.serve.zip_archive import Part
 
-_TABLES = """
-PRAGMA journal_mode = WAL;
-PRAGMA synchronous = FULL;
-CREATE TABLE IF NOT EXISTS jobs (
-    id TEXT PRIMARY KEY, owner TEXT NOT NULL, key TEXT, body TEXT NOT NULL,
-    created REAL NOT NULL, finished REAL, send INTEGER NOT NULL DEFAULT 0,
-    UNIQUE (owner, key));
-CREATE TABLE IF NOT EXISTS files (
-    job TEXT NOT NULL REFERENCES jobs (id) ON DELETE CASCADE, number INTEGER NOT NULL,
-    name TEXT NOT NULL, size INTEGER NOT NULL, answer TEXT, grounds TEXT, owes INTEGER,
-    PRIMARY KEY (job, number));
-CREATE TABLE IF NOT EXISTS times (report TEXT PRIMARY KEY, first REAL NOT NULL);
-CREATE INDEX IF NOT EXISTS unanswered ON files (job, number) WHERE answer IS NULL;
-PRAGMA foreign_keys = ON;
-"""
-_ADDED = (
-    "ALTER TABLE jobs ADD COLUMN send INTEGER NOT NULL DEFAULT 0",
-    "ALTER TABLE files ADD COLUMN grounds TEXT",
-    "ALTER TABLE files ADD COLUMN owes INTEGER",
-)
-"""What spools of the first version lack."""
+SCHEMA = 2
+"""Version of the tables (`PRAGMA user_version`), and the newest that is read; 1 had none."""
 
-TIMES_KEPT = 366 * 86400.0
-"""For how long the time of a report's content is remembered, in seconds."""
+_TABLES = (
+    "CREATE TABLE IF NOT EXISTS jobs ("
+    "id TEXT PRIMARY KEY, owner TEXT NOT NULL, key TEXT, body TEXT NOT NULL, "
+    "created REAL NOT NULL, finished REAL, UNIQUE (owner, key))",
+    "CREATE TABLE IF NOT EXISTS files ("
+    "job TEXT NOT NULL REFERENCES jobs (id) ON DELETE CASCADE, number INTEGER NOT NULL, "
+    "name TEXT NOT NULL, size INTEGER NOT NULL, answer TEXT, PRIMARY KEY (job, number))",
+    ledger.TABLE,
+)
+_COLUMNS = {
+    "jobs": {"send": "INTEGER NOT NULL DEFAULT 0"},
+    "files": {
+        "grounds": "TEXT", "owes": "INTEGER",
+        "attempts": "INTEGER NOT NULL DEFAULT 0", "again": "REAL NOT NULL DEFAULT 0",
+    },
+}  # fmt: skip
+"""What the tables of the first version lacked."""
+
+_INDICES = (
+    "CREATE INDEX IF NOT EXISTS unanswered ON files (job, number) WHERE answer IS NULL",
+    "CREATE INDEX IF NOT EXISTS owing ON files (job, number) WHERE owes = 1",
+    ledger.INDEX,
+)
 
 
 class SpoolFullError(DataError):
@@ -105,6 +110,8 @@ class Task:
     """Who sent it."""
     send: bool = False
     """Whether its report is to be sent."""
+    arrived: float = 0.0
+    """When its job was accepted, in seconds since 1970."""
 
 
 @dataclass(frozen=True)
@@ -129,26 +136,33 @@ class JobStore:
         spool_bytes: Most bytes of files that wait.
 
     Raises:
-        ConfigError: The folder cannot be used.
+        ConfigError: The folder cannot be used, others can enter it, another service has it open, or
+            a newer release wrote it.
+
+    Attributes:
+        reports: Which reports images have had.
     """
 
     def __init__(self, folder: Path, spool_bytes: int) -> None:
         self._content = folder / "content"
-        self._spool_bytes = spool_bytes
+        self._spool_bytes, self._arriving = spool_bytes, 0
         self._lock = threading.RLock()
         try:
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            make_private(folder)
+            self._held = FolderLock(folder)
+        except OSError as error:
+            raise ConfigError(f"{folder} cannot be used as a spool: {error.strerror}") from None
+        try:
             self._content.mkdir(exist_ok=True, mode=0o700)
-            self._db = sqlite3.connect(folder / "jobs.sqlite", check_same_thread=False)
-            self._db.executescript(_TABLES)
-            columns = {row[1] for row in self._db.execute("PRAGMA table_info(files)")}
-            for statement in () if "owes" in columns else _ADDED:
-                self._db.execute(statement)
-            self._db.executescript(
-                "CREATE INDEX IF NOT EXISTS owing ON files (job, number) WHERE owes = 1"
-            )
+            self._content.chmod(0o700)
+            self._db = _open_database(folder / "jobs.sqlite")
         except (OSError, sqlite3.Error) as error:
+            self._held.close()
             raise ConfigError(f"{folder} cannot be used as a spool: {error}") from None
+        except ConfigError:
+            self._held.close()
+            raise
+        self.reports = ledger.Ledger(self._db, self._lock)
         known = {row[0] for row in self._db.execute("SELECT id FROM jobs")}
         for left in self._content.iterdir():
             if left.name not in known:  # a job that was not accepted to its end
@@ -158,6 +172,7 @@ class JobStore:
         """Close the spool."""
         with self._lock:
             self._db.close()
+            self._held.close()
 
     def accept(
         self, owner: str, parts: Sequence[Part], key: str | None = None, *, send: bool = False
@@ -178,41 +193,31 @@ class JobStore:
             SpoolFullError: No room.
         """
         body = _body(parts) + ("+send" if send else "")
+        size = sum(len(part.content or b"") for part in parts)
         with self._lock:
-            known = (
-                key
-                and self._db.execute(
-                    "SELECT id, body FROM jobs WHERE owner = ? AND key = ?", (owner, key)
-                ).fetchone()
-            )
-            if known:
-                if known[1] != body:
-                    raise KeyReusedError("this Idempotency-Key came with other files before")
-                return self._job(known[0]), False
-            size = sum(len(part.content or b"") for part in parts)
+            if known := self._known(owner, key, body):
+                return known, False
             (waiting,) = self._db.execute(
                 "SELECT coalesce(sum(size), 0) FROM files WHERE answer IS NULL"
             ).fetchone()
-            if waiting + size > self._spool_bytes:
+            if waiting + self._arriving + size > self._spool_bytes:
                 raise SpoolFullError("the spool is full; try again later")
-            job = uuid.uuid4().hex
-            self._write(job, parts)
-            with self._db:
-                now = time.time()
-                self._db.execute(
-                    "INSERT INTO jobs (id, owner, key, body, created, send) "
-                    "VALUES (?, ?, ?, ?, ?, ?)",
-                    (job, owner, key, body, now, send),
-                )
-                self._db.executemany(
-                    "INSERT INTO files (job, number, name, size, answer) VALUES (?, ?, ?, ?, ?)",
-                    [
-                        (job, n, part.name, len(part.content or b""), _refusal(part))
-                        for n, part in enumerate(parts)
-                    ],
-                )
-                self._finish(job)
-            return self._job(job), True
+            self._arriving += size
+        job = uuid.uuid4().hex
+        try:
+            self._write(job, parts)  # the disk takes its time, and others need not wait for it
+            with self._lock:
+                if known := self._known(owner, key, body):  # sent twice at a time
+                    shutil.rmtree(self._content / job)
+                    return known, False
+                self._insert(job, owner, key, body, parts, send=send)
+                return self._job(job), True
+        except BaseException:
+            shutil.rmtree(self._content / job, ignore_errors=True)
+            raise
+        finally:
+            with self._lock:
+                self._arriving -= size
 
     def job(self, job: str, owner: str | None) -> Job | None:
         """Return a job of an owner, or with None of anyone; None if there is none."""
@@ -224,17 +229,21 @@ class JobStore:
         return found if owner in (None, found.owner) else None
 
     def waiting(self, limit: int, beside: Sequence[tuple[str, int]] = ()) -> list[Task]:
-        """Return files to be answered but those in hand: the archive's, then the oldest job's."""
+        """Return files to be answered but those in hand: the archive's, then the oldest job's.
+
+        Those that failed come after all others, and not before their next attempt is due.
+        """
         hands = set(beside)
         with self._lock:
             rows = self._db.execute(
-                "SELECT files.job, number, name, owner, send FROM files "
-                "JOIN jobs ON jobs.id = files.job WHERE answer IS NULL "
-                "ORDER BY send DESC, created, files.job, number LIMIT ?",
-                (limit + len(hands),),
+                "SELECT files.job, number, name, owner, send, created FROM files "
+                "JOIN jobs ON jobs.id = files.job WHERE answer IS NULL AND again <= ? "
+                "ORDER BY attempts, send DESC, created, files.job, number LIMIT ?",
+                (time.time(), limit + len(hands)),
             ).fetchall()
         tasks = [
-            Task(job, number, name, owner, bool(send)) for job, number, name, owner, send in rows
+            Task(job, number, name, owner, bool(send), created)
+            for job, number, name, owner, send, created in rows
         ]
         return [task for task in tasks if (task.job, task.number) not in hands][:limit]
 
@@ -249,30 +258,64 @@ class JobStore:
     def answer(self, task: Task, answer: Answer, grounds: dict[str, Any] | None = None) -> bool:
         """Write an answer, then delete the file.
 
+        Where the same report was made before, the findings are those that it told.
+
         Args:
             task: The file.
             answer: What became of it.
-            grounds: What a report of it is made from; None where there is none.
+            grounds: What a report of it is made from, but its time and the report before it; None
+                where there is none.
 
         Returns:
             Whether it was the first.
         """
+        told = answer.to_dict()
         with self._lock, self._db:
+            self._db.execute("BEGIN IMMEDIATE")
             first = self._db.execute(
-                "UPDATE files SET answer = ?, grounds = ?, owes = ? AND "
-                "(SELECT send FROM jobs WHERE id = job) "
-                "WHERE job = ? AND number = ? AND answer IS NULL",
-                (
-                    json.dumps(answer.to_dict()),
-                    None if grounds is None else json.dumps(grounds),
-                    grounds is not None,
-                    task.job,
-                    task.number,
-                ),
-            ).rowcount
-            self._finish(task.job)
+                "SELECT 1 FROM files WHERE job = ? AND number = ? AND answer IS NULL",
+                (task.job, task.number),
+            ).fetchone()
+            if first and grounds is not None:
+                entered = self.reports.enter(told, grounds, task.arrived, send=task.send)
+                if entered is None:
+                    told["notes"].append(ledger.SUPERSEDED)
+                told, grounds = entered or (told, None)
+            if first:
+                self._db.execute(
+                    "UPDATE files SET answer = ?, grounds = ?, owes = ? "
+                    "WHERE job = ? AND number = ?",
+                    (
+                        json.dumps(told),
+                        None if grounds is None else json.dumps(grounds),
+                        grounds is not None and task.send,
+                        task.job,
+                        task.number,
+                    ),
+                )
+                self._finish(task.job)
         self._path(task.job, task.number).unlink(missing_ok=True)
         return bool(first)
+
+    def failed(self, task: Task, pause: float) -> int:
+        """Note that a file could not be answered now.
+
+        Args:
+            task: The file.
+            pause: Seconds until it may be tried again.
+
+        Returns:
+            Attempts that failed so far; 0 if its job was deleted meanwhile.
+        """
+        with self._lock, self._db:
+            self._db.execute(
+                "UPDATE files SET attempts = attempts + 1, again = ? WHERE job = ? AND number = ?",
+                (time.time() + pause, task.job, task.number),
+            )
+            row = self._db.execute(
+                "SELECT attempts FROM files WHERE job = ? AND number = ?", (task.job, task.number)
+            ).fetchone()
+        return 0 if row is None else int(row[0])
 
     def keep_picture(self, task: Task, picture: bytes) -> None:
         """Keep a file's picture until its report is sent; it is on disk when this returns."""
@@ -324,26 +367,6 @@ class JobStore:
             )
         self._picture(debt.job, debt.number).unlink(missing_ok=True)
 
-    def time_of(self, sha256: str, provenance: Mapping[str, Any], device: str) -> str:
-        """Return the time of the content of a report, the same each time that it is written.
-
-        Args:
-            sha256: Of the file, hexadecimal.
-            provenance: What produced the findings.
-            device: Name of the installation.
-
-        Returns:
-            When it was first asked for, ISO 8601, local, in whole seconds.
-        """
-        made_by = json.dumps([sha256, dict(provenance), device], sort_keys=True)
-        report = hashlib.sha256(made_by.encode()).hexdigest()
-        with self._lock, self._db:
-            self._db.execute("INSERT OR IGNORE INTO times VALUES (?, ?)", (report, time.time()))
-            (first,) = self._db.execute(
-                "SELECT first FROM times WHERE report = ?", (report,)
-            ).fetchone()
-        return datetime.fromtimestamp(first).replace(microsecond=0).isoformat()
-
     def counts(self) -> tuple[int, int]:
         """Return how many files wait for an answer, and how many reports are owed."""
         with self._lock:
@@ -358,7 +381,8 @@ class JobStore:
         with self._lock:
             with self._db:
                 self._db.execute("DELETE FROM jobs WHERE id = ?", (job,))
-            shutil.rmtree(self._content / job, ignore_errors=True)
+            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # nothing of it stays in the log
+        shutil.rmtree(self._content / job, ignore_errors=True)
 
     def expire(self, seconds: float) -> None:
         """Forget jobs that were finished longer ago."""
@@ -370,8 +394,42 @@ class JobStore:
             ).fetchall()
             for (job,) in old:
                 self.delete(job)
-            with self._db:
-                self._db.execute("DELETE FROM times WHERE first < ?", (time.time() - TIMES_KEPT,))
+        self.reports.expire()
+
+    def _known(self, owner: str, key: str | None, body: str) -> Job | None:
+        """Return the job that a request has made before, by its key.
+
+        Raises:
+            KeyReusedError: The key came with other files.
+        """
+        row = (
+            key
+            and self._db.execute(
+                "SELECT id, body FROM jobs WHERE owner = ? AND key = ?", (owner, key)
+            ).fetchone()
+        )
+        if not row:
+            return None
+        if row[1] != body:
+            raise KeyReusedError("this Idempotency-Key came with other files before")
+        return self._job(row[0])
+
+    def _insert(
+        self, job: str, owner: str, key: str | None, body: str, parts: Sequence[Part], *, send: bool
+    ) -> None:
+        with self._db:
+            self._db.execute(
+                "INSERT INTO jobs (id, owner, key, body, created, send) VALUES (?, ?, ?, ?, ?, ?)",
+                (job, owner, key, body, time.time(), send),
+            )
+            self._db.executemany(
+                "INSERT INTO files (job, number, name, size, answer) VALUES (?, ?, ?, ?, ?)",
+                [
+                    (job, n, part.name, len(part.content or b""), _refusal(part))
+                    for n, part in enumerate(parts)
+                ],
+            )
+            self._finish(job)
 
     def _job(self, job: str) -> Job:
         row = self._db.execute(
@@ -412,8 +470,56 @@ class JobStore:
         return self._content / job / str(number)
 
 
+def _open_database(file: Path) -> sqlite3.Connection:
+    """Open the database for its owner alone, with the tables of this release.
+
+    Raises:
+        ConfigError: A newer release wrote it.
+        OSError, sqlite3.Error: It cannot be used.
+    """
+    os.close(os.open(file, os.O_RDWR | os.O_CREAT, 0o600))
+    for part in (file, file.with_name(f"{file.name}-wal"), file.with_name(f"{file.name}-shm")):
+        if part.exists():  # SQLite gives the two the mode of the first
+            part.chmod(0o600)
+    db = sqlite3.connect(file, check_same_thread=False)
+    try:
+        (version,) = db.execute("PRAGMA user_version").fetchone()
+        if version > SCHEMA:
+            raise ConfigError(
+                f"{file.parent} was written by a newer MedQua (its tables are of version "
+                f"{version}, this one reads up to {SCHEMA}): use that release, or another spool"
+            )
+        for setting in ("journal_mode = WAL", "synchronous = FULL", "secure_delete = ON"):
+            db.execute(f"PRAGMA {setting}")
+        with db:
+            _bring_up(db)
+            db.execute("UPDATE files SET again = 0 WHERE answer IS NULL")
+        db.execute("PRAGMA foreign_keys = ON")
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+def _bring_up(db: sqlite3.Connection) -> None:
+    """Make the tables, or bring those of an earlier release up to this one's."""
+    db.execute("BEGIN IMMEDIATE")
+    for table in _TABLES:
+        db.execute(table)
+    for table, columns in _COLUMNS.items():
+        there = {row[1] for row in db.execute(f"PRAGMA table_info({table})")}
+        for column, kind in columns.items():
+            if column not in there:
+                db.execute(f"ALTER TABLE {table} ADD COLUMN {column} {kind}")
+    for index in _INDICES:
+        db.execute(index)
+    db.execute("DROP TABLE IF EXISTS times")  # of reports, which the ledger knows now
+    db.execute(f"PRAGMA user_version = {SCHEMA}")
+
+
 def _write_synced(place: Path, content: bytes) -> None:
-    with place.open("wb") as file:
+    descriptor = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())

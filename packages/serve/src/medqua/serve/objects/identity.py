@@ -8,6 +8,7 @@ whatever an archive has rewritten in its other attributes.
 
 import hashlib
 import re
+import struct
 import uuid
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,8 @@ MANUFACTURER = "MedQua"
 
 _MARK = b"MedQua"
 _PLACE = re.compile(r"2\.25\.(0|[1-9][0-9]{0,38})")
+_SYNTAX = re.compile(rb"\x02\0\x10\0UI[\x01-\x40]\0([0-9.]+)")
+"""Transfer Syntax UID (0002,0010) in file meta information."""
 _UID = re.compile(r"(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*))+")
 
 
@@ -33,6 +36,30 @@ def derive_uid(*parts: str) -> str:
     digest[6] = 0x80 | digest[6] & 0x0F  # version 8
     digest[8] = 0x80 | digest[8] & 0x3F  # variant of RFC 9562
     return f"2.25.{uuid.UUID(bytes=bytes(digest[:16])).int}"
+
+
+def content_of(data: bytes) -> str:
+    """Return the hash of what a DICOM file holds, whichever way it came.
+
+    Preamble and file meta information are left out but for the transfer syntax: whoever stores or
+    sends an object writes them anew (PS3.10 7.1).
+
+    Args:
+        data: The whole file.
+
+    Returns:
+        SHA-256, hexadecimal.
+    """
+    start, syntax = 0, b""
+    if data[128:140] == b"DICM\x02\0\0\0UL\x04\0":
+        (length,) = struct.unpack_from("<I", data.ljust(144, b"\0"), 140)
+        if 144 + length <= len(data):
+            start = 144 + length
+            found = _SYNTAX.search(data, 144, start)
+            syntax = b"" if found is None else found[1].strip(b"\0 ")
+    digest = hashlib.sha256(syntax + b"\0")
+    digest.update(memoryview(data)[start:])
+    return digest.hexdigest()
 
 
 def is_own_uid(uid: str) -> bool:

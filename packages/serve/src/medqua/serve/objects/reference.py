@@ -4,7 +4,10 @@ Values come from files that nobody has checked. What the standard does not allow
 that a report of a careless file is still valid; what a report cannot do without is asked for.
 """
 
+import re
+from collections.abc import Iterable, Iterator
 from datetime import datetime
+from typing import Any
 
 from pydicom.config import RAISE
 from pydicom.datadict import dictionary_VR, tag_for_keyword
@@ -29,14 +32,40 @@ NEEDED = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUI
 TAKEN = (
     "PatientName", "PatientID", "IssuerOfPatientID", "PatientBirthDate", "PatientSex",
     "PatientAge", "StudyDate", "StudyTime", "ReferringPhysicianName", "StudyID",
-    "AccessionNumber", "StudyDescription",
+    "AccessionNumber", "StudyDescription", "TimezoneOffsetFromUTC", "PatientIdentityRemoved",
+    "DeidentificationMethod", "LongitudinalTemporalInformationModified",
 )  # fmt: skip
-"""Patient and study attributes that are taken over (PS3.3 C.7.1.1, C.7.2.1, C.7.2.2)."""
+"""Attributes of patient and study that are taken over (PS3.3 C.7.1.1, C.7.2.1, C.7.2.2), and what
+holds for all of the object's values: the zone of its times (C.12.1.1), whether identity and times
+were removed (C.7.1.1)."""
+
+NEVER_EMPTY = (
+    "IssuerOfPatientID", "PatientAge", "StudyDescription", "TimezoneOffsetFromUTC",
+    "PatientIdentityRemoved", "DeidentificationMethod", "LongitudinalTemporalInformationModified",
+)  # fmt: skip
+"""Those of them that are left out where they are not known."""
+
+TERMS = {
+    "PatientSex": ("M", "F", "O"),
+    "PatientIdentityRemoved": ("YES", "NO"),
+    "LongitudinalTemporalInformationModified": ("UNMODIFIED", "MODIFIED", "REMOVED"),
+}
+"""Attributes with enumerated values."""
+
+REQUESTED = (
+    "AccessionNumber", "PlacerOrderNumberImagingServiceRequest",
+    "FillerOrderNumberImagingServiceRequest", "RequestedProcedureID",
+    "RequestedProcedureDescription",
+)  # fmt: skip
+"""Of a request for the procedure (PS3.3 C.17.2, type 2)."""
+
+MOST_REQUESTS = 16
+"""Requests that a report names at most."""
 
 LOSSY = (JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless, JPEG2000, HTJ2K)
 """Transfer syntaxes that lose; an object may say so itself too."""
 
-SEXES = ("M", "F", "O")
+_ZONE = re.compile(r"[+-](0[0-9]|1[0-4])[0-5][0-9]")
 
 
 def read_reference(source: bytes, limits: Limits | None = None) -> Dataset:
@@ -82,8 +111,12 @@ def reference(ds: Dataset) -> Dataset:
         setattr(taken, keyword, value)
     for keyword in TAKEN:
         text = _valid(keyword, ds.get(keyword))
-        if text or keyword not in ("IssuerOfPatientID", "PatientAge", "StudyDescription"):
+        if text or keyword not in NEVER_EMPTY:
             setattr(taken, keyword, text)
+    if taken.get("PatientIdentityRemoved") == "YES" and "DeidentificationMethod" not in taken:
+        taken.DeidentificationMethod = "as the image states it"  # required beside it
+    if requests := list(_requests(ds, taken)):
+        taken.ReferencedRequestSequence = requests
     frames = str(ds.get("NumberOfFrames", "") or "1")
     taken.Rows, taken.Columns = int(ds.get("Rows") or 0), int(ds.get("Columns") or 0)
     taken.NumberOfFrames = int(frames) if frames.isdigit() else 1
@@ -92,6 +125,33 @@ def reference(ds: Dataset) -> Dataset:
         taken.LossyImageCompression = "01"
     taken.SpecificCharacterSet = "ISO_IR 192"
     return taken
+
+
+def _requests(ds: Dataset, taken: Dataset) -> Iterator[Dataset]:
+    """Yield the requests that an image answers (Request Attributes Sequence, PS3.3 10.6)."""
+    asked: Any = ds.get("RequestAttributesSequence") or ()
+    for item in list(asked)[:MOST_REQUESTS]:
+        request = Dataset()
+        for keyword in REQUESTED:
+            setattr(request, keyword, _valid(keyword, item.get(keyword) or ds.get(keyword)))
+        if not (request.RequestedProcedureID or request.AccessionNumber):
+            continue  # nothing by which anyone could find it
+        study = str(item.get("StudyInstanceUID", "") or "").strip("\0 ")
+        request.StudyInstanceUID = study if is_uid(study) else taken.StudyInstanceUID
+        request.ReferencedStudySequence = []
+        coded: Any = item.get("RequestedProcedureCodeSequence") or ()
+        request.RequestedProcedureCodeSequence = list(_codes(coded))
+        yield request
+
+
+def _codes(sequence: Iterable[Dataset]) -> Iterator[Dataset]:
+    """Yield the codes of a sequence that are whole (PS3.3 8.8)."""
+    for item in sequence:
+        code = Dataset()
+        for keyword in ("CodeValue", "CodingSchemeDesignator", "CodeMeaning"):
+            setattr(code, keyword, _valid(keyword, item.get(keyword)))
+        if code.CodeValue and code.CodingSchemeDesignator and code.CodeMeaning:
+            yield code
 
 
 def _syntax(ds: Dataset) -> str:
@@ -111,6 +171,8 @@ def _valid(keyword: str, value: object) -> str:
             datetime.strptime(text, "%Y%m%d")  # 2019.02.31 and 20190231 are none
     except ValueError:
         return ""
-    if keyword == "PatientSex" and text not in SEXES:
+    if text not in TERMS.get(keyword, (text,)):
+        return ""
+    if keyword == "TimezoneOffsetFromUTC" and (not _ZONE.fullmatch(text) or text == "-0000"):
         return ""
     return text

@@ -3,17 +3,21 @@
     OUT.parquet.journal      one JSON line for what is run, then one for each answered file
 
 A line counts when its end of line is there; a torn last one is cut off. Files are known by name:
-one that stands in the journal is not read again.
+one that stands in the journal is not read again. The first line also says when the run began, which
+is the time of its reports: so an image that comes twice has one report, after a restart too.
 """
 
 import fcntl
 import json
 import os
 from collections.abc import Iterator, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from medqua.core.errors import ConfigError
+
+_BEGAN = "began"
 
 
 class Journal:
@@ -28,10 +32,12 @@ class Journal:
 
     Attributes:
         done: Names of the files that are answered.
+        began: When the run began first, ISO 8601 with its zone, in whole seconds.
     """
 
     def __init__(self, file: Path, run: Mapping[str, Any]) -> None:
         self._path = file
+        self.began = datetime.now().astimezone().replace(microsecond=0).isoformat()
         self._file = file.open("a+b")
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -77,6 +83,8 @@ class Journal:
                     done.add(entry["source"])
             except (ValueError, KeyError, TypeError):
                 break
+            if number == 0:
+                self.began = entry.pop(_BEGAN, self.began)
             if number == 0 and entry != run:
                 raise ConfigError(
                     f"{self._path} belongs to a run of another model or version: give another OUT, "
@@ -85,7 +93,7 @@ class Journal:
             end += len(line)
         self._file.truncate(end)
         if end == 0:
-            self._file.write(json.dumps(run).encode() + b"\n")
+            self._file.write(json.dumps({**run, _BEGAN: self.began}).encode() + b"\n")
             self._file.flush()
             os.fsync(self._file.fileno())
         return done

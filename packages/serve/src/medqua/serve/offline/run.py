@@ -10,7 +10,6 @@ import time
 import zipfile
 from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -83,9 +82,9 @@ async def run_batch(
     check_paths(source, output)
     async with Reader.open(model, settings) as reader:
         reports: Reports | None = None
-        if sr is not None:
-            reports = Reports(sr, reader, Clerk(settings.batching.decoders))
         journal = open_journal(output, source, sr, reader.model)
+        if sr is not None:
+            reports = Reports(sr, reader, Clerk(settings.batching.decoders), journal.began)
         try:
             resumed = len(journal.done)
             await _answer_all(reader, source, journal, reports, progress)
@@ -123,7 +122,7 @@ def open_journal(output: Path, source: Path, sr: Path | None, model: Model) -> J
         "provenance": dict(model.provenance), "source": str(source.resolve())
     }  # fmt: skip
     if sr is not None:
-        sr.mkdir(parents=True, exist_ok=True)
+        sr.mkdir(parents=True, exist_ok=True, mode=0o700)  # reports name patients
         run["sr"] = str(sr.resolve())
     return Journal(output.with_name(output.name + ".journal"), run)
 
@@ -138,6 +137,8 @@ class Reports:
     """What answers the files."""
     clerk: Clerk
     """What writes the reports."""
+    when: str
+    """Time of their content, ISO 8601."""
 
     async def write(self, content: bytes, answer: Answer) -> str | None:
         """Write the report of a file.
@@ -148,14 +149,13 @@ class Reports:
         if answer.status != 200:
             return None
         provenance = dict(self.reader.model.provenance)
-        when = datetime.now().replace(microsecond=0).isoformat()
         device = self.reader.settings.report.device
         try:
-            grounds = await self.clerk.do(grounds_of, content, provenance, device, when)
+            grounds = await self.clerk.do(grounds_of, content, provenance, device, self.when)
         except ImageError:
             return None
         uid, report = await self.clerk.do(report_of, answer.to_dict(), grounds)
-        await asyncio.to_thread(write_whole, self.folder / f"{uid}.dcm", report)
+        await asyncio.to_thread(write_whole, self.folder / f"{uid}.dcm", report, mode=0o600)
         return uid
 
 

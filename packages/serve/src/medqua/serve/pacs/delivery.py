@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from medqua.serve.pacs.errors import PacsError
+from medqua.serve.pacs.errors import PacsConflictError, PacsError
 from medqua.serve.pacs.spool import Attempts, Spool
 
 log = logging.getLogger(__name__)
@@ -45,9 +45,14 @@ class Round:
     """Not stored; they wait."""
     buried: int = 0
     """Not stored at the last attempt."""
+    conflicts: int = 0
+    """Buried at once: the archive holds another object of the same UID."""
 
     def __add__(self, other: "Round") -> "Round":
-        return Round(self.sent + other.sent, self.failed + other.failed, self.buried + other.buried)
+        return Round(
+            self.sent + other.sent, self.failed + other.failed, self.buried + other.buried,
+            self.conflicts + other.conflicts,
+        )  # fmt: skip
 
 
 def deliver(
@@ -65,7 +70,7 @@ def deliver(
         now: Time in seconds since the epoch; the clock's by default.
     """
     retry = retry or Retry()
-    sent = failed = buried = 0
+    sent = failed = buried = conflicts = 0
     for name in spool.waiting():
         so_far = spool.attempts(name)
         moment = time.time() if now is None else now
@@ -73,6 +78,11 @@ def deliver(
             continue
         try:
             send(spool.read(name))
+        except PacsConflictError as error:  # no later attempt can help; somebody must look
+            spool.failed(name, Attempts(so_far.count + 1, moment, type(error).__name__))
+            spool.bury(name)
+            conflicts += 1
+            log.error("the archive holds another object", extra={"told": {"object": name[:12]}})
         except PacsError as error:
             count, kind = so_far.count + 1, type(error).__name__
             spool.failed(name, Attempts(count, moment + retry.pause(count), kind))
@@ -87,7 +97,7 @@ def deliver(
         else:
             spool.remove(name)
             sent += 1
-    return Round(sent, failed, buried)
+    return Round(sent, failed, buried, conflicts)
 
 
 class Courier:

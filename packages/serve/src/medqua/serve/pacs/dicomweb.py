@@ -1,5 +1,10 @@
-"""Objects to an archive by DICOMweb: STOW-RS (PS3.18 10.5)."""
+"""Objects to an archive by DICOMweb: STOW-RS (PS3.18 10.5), and a look at what it then holds.
 
+An archive that has another object of the same UID keeps that one, and most say "stored" all the
+same. So what was stored is read back (WADO-RS, PS3.18 10.4) and compared.
+"""
+
+import logging
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -9,11 +14,16 @@ from dicomweb_client import DICOMwebClient
 from pydicom import Dataset, dcmread
 
 from medqua.serve.pacs.errors import (
+    PacsConflictError,
     PacsGarbledError,
     PacsRejectedError,
     PacsTimeoutError,
     PacsUnreachableError,
 )
+
+log = logging.getLogger("medqua.serve")
+
+_CONTENT = ("StudyInstanceUID", "ContentDate", "ContentTime", "ContentSequence")
 
 
 @dataclass(frozen=True)
@@ -30,6 +40,8 @@ class DicomWebArchive:
     """Wait for a connection, in seconds."""
     read_seconds: float = 30.0
     """Wait for the next bytes of an answer, in seconds."""
+    read_back: bool = True
+    """Whether to look at what it holds after an object was stored."""
 
     def __call__(self, data: bytes) -> None:
         """Store an object.
@@ -39,6 +51,7 @@ class DicomWebArchive:
             PacsTimeoutError: No answer in time.
             PacsRejectedError: An HTTP status above 299, or the object is among the failed.
             PacsGarbledError: An answer that does not tell that the object was stored.
+            PacsConflictError: It holds another object under this UID.
         """
         ds = dcmread(BytesIO(data))
         with requests.Session() as session:
@@ -73,7 +86,28 @@ class DicomWebArchive:
                 raise PacsGarbledError(
                     f"the archive's answer cannot be read ({type(error).__name__})"
                 ) from None
-        _check(answer, str(ds.SOPInstanceUID))
+            _check(answer, str(ds.SOPInstanceUID))
+            if self.read_back:
+                self._compare(client, ds)
+
+    def _compare(self, client: DICOMwebClient, ds: Dataset) -> None:
+        """Hold what the archive has against an object; one that gives nothing back is believed."""
+        try:
+            held = client.retrieve_instance(
+                ds.StudyInstanceUID, ds.SeriesInstanceUID, ds.SOPInstanceUID
+            )
+            same = _says(held) == _says(ds)
+        except Exception as error:  # it may not allow it, or not have it ready yet
+            log.info("not read back", extra={"told": {"error": type(error).__name__}})
+            return
+        if not same:
+            raise PacsConflictError("the archive holds another object under this UID")
+
+
+def _says(ds: Dataset) -> list[object]:
+    """Return what an object says, less what archives may rewrite: names, numbers, encoding."""
+    told = [ds[name].to_json_dict(None, 0) for name in _CONTENT if name in ds]
+    return [*told, ds.get("PixelData")]
 
 
 def _check(answer: Dataset, uid: str) -> None:

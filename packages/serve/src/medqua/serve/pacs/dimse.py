@@ -61,7 +61,7 @@ class Keeps(Protocol):
         ...
 
 
-SUCCESS, DISCARDED = 0x0000, 0xB006
+SUCCESS, DISCARDED, DUPLICATE = 0x0000, 0xB006, 0x0111
 OUT_OF_RESOURCES, NOT_UNDERSTOOD = 0xA700, 0xC000
 
 
@@ -105,6 +105,8 @@ class StorePort:
         spool: Where received objects wait.
         options: Who may send.
         received: Called with an object's name once it is on disk.
+        refused: Called with a word and the peer's address where an association or an object of ours
+            was refused.
 
     Raises:
         ConfigError: The port cannot be listened on, or a certificate is none.
@@ -115,8 +117,10 @@ class StorePort:
         spool: Keeps,
         options: StorePortOptions,
         received: Callable[[str], None] | None = None,
+        refused: Callable[[str, str], None] | None = None,
     ) -> None:
         self._spool, self._options, self._received = spool, options, received
+        self._refused = refused
         self._arriving: dict[int, tuple[float, int]] = {}
         self._lock = threading.Lock()
         certificates = options.certificates
@@ -133,6 +137,7 @@ class StorePort:
             (evt.EVT_C_STORE, self._store),
             (evt.EVT_DATA_RECV, self._bound),
             (evt.EVT_CONN_CLOSE, self._gone),
+            (evt.EVT_REJECTED, self._rejected),
         ]
         try:
             server = ae.start_server(
@@ -170,6 +175,7 @@ class StorePort:
             own = False
         if own or is_own_uid(uid):
             log.warning("own object discarded")
+            self._tell_refused("C-STORE of an own object", event)
             return DISCARDED
         try:
             name = self._spool.put(data)
@@ -198,6 +204,14 @@ class StorePort:
     def _restart(self, event: evt.Event) -> None:
         with self._lock:
             self._arriving.pop(id(event.assoc), None)
+
+    def _rejected(self, event: evt.Event) -> None:
+        log.warning("association rejected")
+        self._tell_refused("association", event)
+
+    def _tell_refused(self, what: str, event: evt.Event) -> None:
+        if self._refused is not None:
+            self._refused(what, str(event.assoc.remote.get("address") or ""))
 
     def _gone(self, event: evt.Event) -> None:
         self._restart(event)
@@ -275,5 +289,7 @@ class DimseArchive:
             if time.monotonic() - start >= self.seconds:
                 raise PacsTimeoutError(f"no answer within {self.seconds:g} s")
             raise PacsUnreachableError("the connection to the archive broke")
+        if code == DUPLICATE:  # PS3.7 C.4.2: as after an answer that was lost
+            return
         if code != SUCCESS and (int(code) >> 12) != 0xB:  # warnings: it is stored (PS3.4 B.2.3)
             raise PacsRejectedError(f"the archive answered status 0x{int(code):04X}")

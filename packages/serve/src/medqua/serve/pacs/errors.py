@@ -5,7 +5,8 @@ MedQuaError
 ├── PacsUnreachableError   nobody answers, or the connection broke
 ├── PacsTimeoutError       it answers too slowly
 ├── PacsRejectedError      it refuses the association, the request or the object
-└── PacsGarbledError       its answer is none by the standard
+├── PacsGarbledError       its answer is none by the standard
+└── PacsConflictError      it holds another object under this UID
 └── SpoolError (RuntimeError)  the folder is full, or the disk refuses
 """
 
@@ -30,6 +31,10 @@ class PacsRejectedError(PacsError):
 
 class PacsGarbledError(PacsError):
     """The archive answered something that is no answer."""
+
+
+class PacsConflictError(PacsError):
+    """The archive holds another object under this UID, and keeps that one."""
 
 
 class SpoolError(MedQuaError, RuntimeError):

@@ -4,6 +4,7 @@
     folder/waiting/<sha256>.json    failed attempts: how many, when to try again, the error's class
     folder/dead/                    the same, after the last attempt
     folder/arriving/                half written; removed when the spool is opened
+    folder/lock                     held by the process that has it open
 
 Names are hashes of the content: they hold no patient data, a peer cannot choose them, and the same
 object twice is one. Folders are for their owner alone (0700), files too (0600).
@@ -17,7 +18,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from medqua.core.errors import ConfigError
 from medqua.serve.pacs.errors import SpoolError
+from medqua.serve.private_folder import FolderLock
 
 
 @dataclass(frozen=True)
@@ -33,14 +36,14 @@ class Attempts:
 
 
 class Spool:
-    """A folder of objects. Safe between threads; one process opens it at a time.
+    """A folder of objects. Safe between threads; it is held by one process until it is closed.
 
     Args:
         folder: Made if absent.
         max_bytes: Bytes of waiting objects above which none is taken.
 
     Raises:
-        SpoolError: The folder cannot be used.
+        SpoolError: The folder cannot be used, or another process holds it.
     """
 
     def __init__(self, folder: Path, max_bytes: int = 20 << 30) -> None:
@@ -51,10 +54,17 @@ class Spool:
             for part in (folder, self._waiting, self._dead, self._arriving):
                 part.mkdir(mode=0o700, parents=True, exist_ok=True)
                 part.chmod(0o700)
+            self._held = FolderLock(folder)
             for left in self._arriving.iterdir():  # of a process that was killed
                 left.unlink(missing_ok=True)
         except OSError as error:
             raise SpoolError(f"{folder} cannot be used as a spool: {error.strerror}") from None
+        except ConfigError as error:
+            raise SpoolError(str(error)) from None
+
+    def close(self) -> None:
+        """Let go of the folder; what waits is there at the next opening."""
+        self._held.close()
 
     def put(self, data: bytes) -> str:
         """Keep an object; when this returns, it survives a kill and a loss of power.

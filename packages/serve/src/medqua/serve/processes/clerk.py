@@ -43,12 +43,10 @@ def report_of(answer: Mapping[str, Any], grounds: Mapping[str, Any]) -> tuple[st
     Returns:
         Its SOP instance UID, and the DICOM file.
     """
-    from medqua.serve.report.sr import ReportOptions, build_report, to_bytes
+    from medqua.serve.report.sr import build_report, to_bytes
 
-    known = Grounds.from_dict(grounds)
-    options = ReportOptions(known.provenance, known.device)
-    when = datetime.fromisoformat(known.when)
-    report = build_report(findings_of(answer), known.reference(), options, when=when)
+    known, findings = _known(answer, grounds), findings_of(answer)
+    report = build_report(findings, known.reference(), known.options(), when=known.time)
     return str(report.SOPInstanceUID), to_bytes(report)
 
 
@@ -74,11 +72,10 @@ def objects_of(
 
     from medqua.serve.report.capture import build_capture
     from medqua.serve.report.key_object import build_key_object
-    from medqua.serve.report.sr import ReportOptions, to_bytes
+    from medqua.serve.report.sr import to_bytes
 
-    known = Grounds.from_dict(grounds)
-    options = ReportOptions(known.provenance, known.device)
-    when = datetime.fromisoformat(known.when)
+    known = _known(answer, grounds)
+    options, when = known.options(), known.time
     findings, image = findings_of(answer), known.reference()
     written = [report_of(answer, grounds)]
     if picture is not None:
@@ -90,6 +87,11 @@ def objects_of(
         if selection is not None:
             written.append((str(selection.SOPInstanceUID), to_bytes(selection)))
     return written
+
+
+def _known(answer: Mapping[str, Any], grounds: Mapping[str, Any]) -> Grounds:
+    """Return grounds; those kept by earlier releases knew the file by its hash alone."""
+    return Grounds.from_dict({"content": answer["sha256"], **grounds})
 
 
 def picture_of(content: bytes) -> bytes:

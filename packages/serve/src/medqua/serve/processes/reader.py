@@ -54,6 +54,12 @@ class Answer:
     """Hash of the file's content, hexadecimal."""
     seconds: float = 0.0
     """From admission to answer, in seconds."""
+    bundle: str | None = None
+    """SHA-256 of the `bundle.json` of the model that was asked; None where none was."""
+    export: str | None = None
+    """SHA-256 of the `export.json` that it ran from; None for a bundle."""
+    version: str | None = None
+    """Version of medqua-core that answered."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -66,6 +72,9 @@ class Answer:
             "notes": list(self.notes),
             "sha256": self.sha256,
             "seconds": round(self.seconds, 4),
+            "bundle": self.bundle,
+            "export": self.export,
+            "version": self.version,
         }
 
 
@@ -135,6 +144,12 @@ class Reader:
         """What the workers say they are."""
         return self.workers.model
 
+    @property
+    def made_by(self) -> dict[str, str | None]:
+        """Which model and release answer: `bundle`, `export` and `version`."""
+        told = self.model.provenance
+        return {name: told.get(name) for name in ("bundle", "export", "version")}
+
     def deadline(self, seconds: float | None = None) -> float:
         """Return the deadline of an answer, on the clock of `time.monotonic`.
 
@@ -177,7 +192,7 @@ class Reader:
             answer = await self._answer(content, until, submit)
         finally:
             self.batcher.leave()
-        answer = replace(answer, source=name, seconds=time.monotonic() - start)
+        answer = self._signed(replace(answer, source=name, seconds=time.monotonic() - start))
         self.observer.answered(answer)
         return answer
 
@@ -230,9 +245,15 @@ class Reader:
             answer = await self._answer(content, deadline, read)
         finally:
             self.batcher.leave()
-        answer = replace(answer, seconds=time.monotonic() - start)
+        answer = self._signed(replace(answer, seconds=time.monotonic() - start))
         self.observer.answered(answer)
         return answer, told
+
+    def _signed(self, answer: Answer) -> Answer:
+        told = self.made_by
+        return replace(
+            answer, bundle=told["bundle"], export=told["export"], version=told["version"]
+        )
 
     async def _answer(
         self,

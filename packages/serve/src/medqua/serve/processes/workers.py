@@ -8,6 +8,7 @@ time ends in an error, the others in findings
 """
 
 import asyncio
+import logging
 import os
 import weakref
 from collections.abc import Callable, Sequence
@@ -24,6 +25,8 @@ from medqua.core.errors import BundleError, MedQuaError
 from medqua.serve.inference.engine import Model
 from medqua.serve.processes.worker import Answered, Explain, Failed, work
 from medqua.serve.settings import Batching
+
+log = logging.getLogger("medqua.serve")
 
 START_SECONDS = 300.0
 """Time in which a worker must have opened the model, in seconds."""
@@ -47,6 +50,8 @@ class _Worker:
         self._arguments, self._processes = arguments, processes
         self._connection: Connection | None = None
         self._process: Any = None
+        self.warm = False
+        """Whether the model of the process that runs has read a warm image."""
 
     @property
     def pid(self) -> int | None:
@@ -85,6 +90,7 @@ class _Worker:
             raise _as_error(told)
         if not isinstance(told, Model):
             raise BundleError(f"a worker began with {type(told).__name__}: a defect")
+        self.warm = True
         return told
 
     def ask(self, message: np.ndarray | Explain, seconds: float) -> Answered | Failed:
@@ -105,6 +111,7 @@ class _Worker:
 
     def stop(self) -> None:
         """End the process."""
+        self.warm = False
         if self._connection is not None:
             self._connection.close()
             self._connection = None
@@ -156,7 +163,7 @@ class Workers:
     @property
     def ready(self) -> int:
         """Workers whose process runs with a warm model."""
-        return sum(worker.pid is not None for worker in self._workers) - len(self._revivals)
+        return sum(worker.warm for worker in self._workers)
 
     @property
     def pids(self) -> list[int]:
@@ -267,7 +274,11 @@ class Workers:
         loop = asyncio.get_running_loop()
         while True:
             try:
-                await loop.run_in_executor(self._threads, worker.start)
+                told = await loop.run_in_executor(self._threads, worker.start)
+                if told.provenance != self.model.provenance:
+                    await loop.run_in_executor(self._threads, worker.stop)
+                    log.error("another model lies in the folder now; restart the service")
+                    raise BundleError("another model lies in the folder now")
             except MedQuaError:
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, LONGEST_PAUSE)

@@ -16,7 +16,8 @@ from pydicom.sr.codedict import codes
 
 from medqua.core.findings.result import Findings
 from medqua.serve.objects.identity import MANUFACTURER, derive_uid
-from medqua.serve.report.sr import DISCLAIMER, ReportOptions, decisive, finish
+from medqua.serve.report.options import ReportOptions, decisive
+from medqua.serve.report.sr import DISCLAIMER, finish
 
 SIDE = 1024
 """Side of the picture of the image, in pixels."""
@@ -90,7 +91,7 @@ def build_capture(
     Returns:
         A Secondary Capture with file meta information, explicit VR little endian.
     """
-    parts = decisive(image, options, "SC")
+    parts = decisive(findings, image, options, "SC", when)
     made_by = f"bundle {str(options.provenance.get('bundle', ''))[:16]}, image {image.Modality}"
     capture = SCImage(
         pixel_array=draw(picture, findings, made_by),

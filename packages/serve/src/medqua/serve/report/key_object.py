@@ -9,13 +9,15 @@ from pydicom.sr.codedict import codes
 
 from medqua.core.findings.result import Findings
 from medqua.serve.objects.identity import MANUFACTURER, derive_uid
-from medqua.serve.report.sr import DISCLAIMER, ReportOptions, decisive, finish, nameless, observer
-
-LIKELY = 0.5
-"""A finding of this probability or more makes an image worth a look."""
-
-NOT_FINDINGS = ("No Finding", "Support Devices")
-"""Labels that make none."""
+from medqua.serve.report.options import ReportOptions, decisive
+from medqua.serve.report.sr import (
+    DEVICES,
+    DISCLAIMER,
+    NO_FINDING,
+    finish,
+    nameless,
+    observer,
+)
 
 SERIES_NUMBER = 9903
 """Series Number (0020,0011)."""
@@ -24,7 +26,7 @@ SERIES_NUMBER = 9903
 def build_key_object(
     findings: Findings, image: Dataset, options: ReportOptions, *, when: datetime
 ) -> Dataset | None:
-    """Select an image with likely findings.
+    """Select an image with findings that are present by the model's operating points.
 
     Args:
         findings: What a model says of the image.
@@ -33,17 +35,17 @@ def build_key_object(
         when: Time of the content.
 
     Returns:
-        A Key Object Selection Document with file meta information; None without likely findings.
+        A Key Object Selection Document with file meta information; None without such findings.
     """
     likely = [
         finding
         for finding in findings
-        if finding.probability >= LIKELY and finding.label not in NOT_FINDINGS
+        if finding.call == "likely" and finding.label not in (NO_FINDING, DEVICES)
     ]
     if not likely:
         return None
     told = "; ".join(f"{f.label} {100 * f.probability:.0f} %" for f in likely)
-    parts = decisive(image, options, "KO")
+    parts = decisive(findings, image, options, "KO", when)
     evidence = nameless(image)
     content = ko.KeyObjectSelection(
         document_title=codes.DCM.OfInterest,

@@ -1,16 +1,17 @@
 """Findings as a DICOM structured report in the study of their image.
 
-A Comprehensive 3D SR by TID 1500 (PS3.16): one measurement group (TID 1501) a label, with its code,
-its site and the calibrated probability as "Certainty of Finding" (DCM 111012: the likelihood that
-the finding is of the type named) in percent, as the chest CAD templates give it (TID 4104); the
-algorithm with its parameters (TID 4019); the device as observer. It is never verified, and says
-what it is not for. A report of the same image, model and options has the same UIDs.
+A Comprehensive 3D SR by TID 1500 (PS3.16): one measurement group (TID 1501) a label. In each stands
+whether the label is Present, Absent or Undetermined (CID 240) by the model's operating points, and
+the calibrated probability as "Certainty of Finding" (DCM 111012: the likelihood that the finding is
+of the type named) in percent, as the chest CAD templates give it (TID 4104). Only what is present
+is a "Finding", so that a reader who shows findings alone shows no other. The algorithm's parameters
+(TID 4019) stand once, at the root. A report is never verified, and says what it is not for. One
+that follows another of the same image names it as its predecessor.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from copy import deepcopy
-from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta, timezone
 from importlib.metadata import version
 from io import BytesIO
 from typing import Any
@@ -23,9 +24,15 @@ from pydicom.uid import ExplicitVRLittleEndian
 
 from medqua.core.findings.labels import ALIASES, CHEXPERT, NIH, Observation
 from medqua.core.findings.result import Finding, Findings
-from medqua.serve.inference.results import Served
+from medqua.core.findings.validation import Call
 from medqua.serve.objects.identity import MANUFACTURER, derive_uid
 from medqua.serve.objects.reference import TAKEN
+from medqua.serve.report.options import (
+    Predecessor,
+    ReportOptions,
+    decisive,
+    parameters_of,
+)
 
 DISCLAIMER = "Research use only. Not for diagnostic use."
 """Stands in the content of every report."""
@@ -39,24 +46,15 @@ SERIES_NUMBER = 9901
 _KNOWN = {known.name: known for known in (*NIH, *CHEXPERT)}
 
 
-@dataclass(frozen=True)
-class ReportOptions:
-    """What a report is made from besides findings and image."""
+CALLS: dict[Call, Code] = {
+    "likely": codes.SCT.Present,
+    "unlikely": codes.SCT.Absent,
+    "uncertain": codes.SCT.Undetermined,
+    "not judged": codes.SCT.Undetermined,
+}
+"""What a finding is worth at the operating points -> its code in CID 240 Present-Absent."""
 
-    provenance: Mapping[str, Any]
-    """What produced the findings, as `Provenance` or `ServingSession.provenance()` tells it."""
-    device: str = MANUFACTURER
-    """Name of this device as observer; a site may name its installation."""
-
-    @property
-    def parameters(self) -> tuple[str, ...]:
-        """Provenance as `key=value`, in order of keys; what is empty is left out."""
-        told = {key: value for key, value in self.provenance.items() if key != "version"}
-        return tuple(
-            f"{key}={_plain(value)}"
-            for key, value in sorted(told.items())
-            if value not in (None, "", (), [])
-        )
+NO_FINDING, DEVICES = "No Finding", "Support Devices"
 
 
 def build_report(
@@ -68,24 +66,30 @@ def build_report(
         findings: What a model says of the image.
         image: Its attributes, from `medqua.serve.objects.reference`.
         options: Provenance.
-        when: Time of the content; now by default. The UIDs do not depend on it.
+        when: Time of the content; now by default.
 
     Returns:
         A Comprehensive 3D SR with file meta information, explicit VR little endian.
     """
-    when = when or datetime.now()
-    parameters = (*options.parameters, "probability=calibrated")
-    if isinstance(findings, Served):
-        parameters += tuple(_of_result(findings))
-    parts = decisive(image, options, "SR")
-    algorithm = sr.AlgorithmIdentification(
-        name=MANUFACTURER, version=_version(options), parameters=parameters
-    )
+    when = when or datetime.now().astimezone()
+    parts = decisive(findings, image, options, "SR", when)
+    told = options.provenance.get("version") or version("medqua-core")
+    algorithm = sr.AlgorithmIdentification(name=MANUFACTURER, version=str(told))
+    groups = [
+        _group(finding, value, image, algorithm, parts)
+        for finding, value in zip(findings, presence(findings), strict=True)
+    ]
     content = sr.MeasurementReport(
         observation_context=sr.ObservationContext(observer_device_context=observer(options)),
         procedure_reported=Code("399208008", "SCT", "Plain chest X-ray"),
-        imaging_measurements=[_group(finding, image, algorithm, parts) for finding in findings],
+        imaging_measurements=groups,
         title=codes.DCM.ImagingMeasurementReport,
+    )
+    content[0].ContentSequence.extend(
+        sr.TextContentItem(
+            codes.DCM.AlgorithmParameters, told, sr.RelationshipTypeValues.HAS_CONCEPT_MOD
+        )
+        for told in parameters_of(findings, options)
     )
     content[0].ContentSequence.append(
         sr.TextContentItem(codes.DCM.Comment, DISCLAIMER, sr.RelationshipTypeValues.CONTAINS)
@@ -111,7 +115,26 @@ def build_report(
         device_serial_number=str(options.provenance.get("bundle", "unknown"))[:16],
         transfer_syntax_uid=ExplicitVRLittleEndian,
     )
+    if options.predecessor is not None:
+        report.PredecessorDocumentsSequence = [_hierarchy(options.predecessor, report.SOPClassUID)]
     return finish(report, image, when)
+
+
+def presence(findings: Findings) -> list[Code]:
+    """Return for each finding whether it is present: its code in CID 240.
+
+    *No Finding* beside a finding that is present contradicts it, and is undetermined.
+    """
+    present = any(
+        finding.call == "likely" and finding.label not in (NO_FINDING, DEVICES)
+        for finding in findings
+    )
+    return [
+        codes.SCT.Undetermined
+        if present and finding.label == NO_FINDING and finding.call == "likely"
+        else CALLS[finding.call]
+        for finding in findings
+    ]
 
 
 def nameless(image: Dataset) -> Dataset:
@@ -135,11 +158,20 @@ def observer(options: ReportOptions) -> sr.ObserverContext:
 
 
 def finish(ds: Dataset, image: Dataset, when: datetime) -> Dataset:
-    """Give an object the study's attributes, the character set of its text, and its times."""
+    """Give an object the study's attributes, the character set of its text, and its times.
+
+    All dates and times of an object are in one zone (PS3.3 C.12.1.1.8): the image's if it states
+    one, since the study's date and time come from there; else that of `when`, or the system's.
+    """
     for keyword in TAKEN:
         if keyword in image:
             setattr(ds, keyword, image[keyword].value)
+    requests = image.get("ReferencedRequestSequence")
+    if requests and ds.Modality in ("SR", "KO"):  # PS3.3 C.17.2, C.17.6.2
+        ds.ReferencedRequestSequence = deepcopy(requests)
     ds.SpecificCharacterSet = "ISO_IR 192"
+    when = when.astimezone(_zone(image))
+    ds.TimezoneOffsetFromUTC = when.strftime("%z")[:5]
     date, time = when.strftime("%Y%m%d"), when.strftime("%H%M%S")
     for name in ("InstanceCreation", "Content", "Series"):
         setattr(ds, f"{name}Date", date)
@@ -159,15 +191,20 @@ def to_bytes(ds: Dataset) -> bytes:
 
 
 def _group(
-    finding: Finding, image: Dataset, algorithm: sr.AlgorithmIdentification, parts: Iterable[str]
+    finding: Finding,
+    value: Code,
+    image: Dataset,
+    algorithm: sr.AlgorithmIdentification,
+    parts: Iterable[str],
 ) -> sr.MeasurementsAndQualitativeEvaluations:
     known = _KNOWN.get(ALIASES.get(finding.label, finding.label))
     site = None if known is None or known.site is None else _code(known.site)
+    observed = _type(finding, known)
     return sr.MeasurementsAndQualitativeEvaluations(
         tracking_identifier=sr.TrackingIdentifier(
             uid=derive_uid("finding", finding.label, *parts), identifier=finding.label
         ),
-        finding_type=_type(finding, known),
+        finding_type=observed if value == codes.SCT.Present else None,
         algorithm_id=algorithm,
         finding_sites=None if site is None else [sr.FindingSite(site)],
         measurements=[
@@ -177,6 +214,7 @@ def _group(
                 unit=codes.UCUM.Percent,
             )
         ],
+        qualitative_evaluations=[sr.QualitativeEvaluation(observed, value)],
         source_images=[sr.SourceImageForMeasurementGroup(image.SOPClassUID, image.SOPInstanceUID)],
     )
 
@@ -194,23 +232,19 @@ def _code(code: Any) -> Code:
     return Code(code.value, code.scheme, code.meaning)
 
 
-def decisive(image: Dataset, options: ReportOptions, kind: str) -> tuple[str, ...]:
-    """Return what the UIDs follow from: image, model, options, kind of object."""
-    return (str(image.SOPInstanceUID), kind, options.device, *options.parameters)
+def _zone(image: Dataset) -> timezone | None:
+    """Return the zone that an image states; None stands for the system's."""
+    stated = str(image.get("TimezoneOffsetFromUTC", ""))
+    if not stated:
+        return None
+    minutes = 60 * int(stated[1:3]) + int(stated[3:])
+    return timezone(timedelta(minutes=-minutes if stated[0] == "-" else minutes))
 
 
-def _of_result(findings: Served) -> Iterable[str]:
-    record = findings.quantum
-    yield f"quantum_paths={_plain(record.paths) or 'none'}"
-    if record.reason:
-        yield f"quantum_fallback={record.reason}"
-
-
-def _plain(value: object) -> str:
-    if isinstance(value, list | tuple):
-        return ",".join(map(str, value))
-    return str(value)
-
-
-def _version(options: ReportOptions) -> str:
-    return str(options.provenance.get("version") or version("medqua-core"))
+def _hierarchy(before: Predecessor, sop_class: str) -> Dataset:
+    """Return a reference to a report (PS3.3 table C.17-3, Hierarchical SOP Instance Reference)."""
+    item, series, study = Dataset(), Dataset(), Dataset()
+    item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = sop_class, before.instance
+    series.SeriesInstanceUID, series.ReferencedSOPSequence = before.series, [item]
+    study.StudyInstanceUID, study.ReferencedSeriesSequence = before.study, [series]
+    return study

@@ -9,7 +9,7 @@ from starlette.responses import Response
 from medqua.core.errors import MedQuaError
 from medqua.serve.http.documents import FILES_BODY, ExplanationDocument, problems
 from medqua.serve.http.security import Requires
-from medqua.serve.http.service import json_response, service_of, unless_gone
+from medqua.serve.http.service import json_response, service_of, tell_audit, unless_gone
 from medqua.serve.http.uploads import DeadlineHeader, deadline_of, read_parts
 from medqua.serve.processes.reader import refused
 
@@ -76,6 +76,5 @@ async def explanation(
         "result": answer.to_dict() | {"source": part.name},
         "explanation": told,
     }
-    response = json_response(document, answer.status)
-    await service.record(request, [answer.sha256], [answer.status], bytes(response.body))
-    return response
+    tell_audit(request, [answer.sha256], [answer.status])
+    return json_response(document, answer.status)

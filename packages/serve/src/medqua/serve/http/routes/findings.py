@@ -1,7 +1,9 @@
 """`POST /v1/findings`: files in, findings and reports out, in one exchange."""
 
 import asyncio
+import time
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Annotated, Any
 
@@ -19,8 +21,9 @@ from medqua.serve.http.documents import (
 )
 from medqua.serve.http.forms import Form, Written, form_of, respond
 from medqua.serve.http.security import Requires
-from medqua.serve.http.service import Service, json_response, service_of, unless_gone
+from medqua.serve.http.service import Service, json_response, service_of, tell_audit, unless_gone
 from medqua.serve.http.uploads import DeadlineHeader, deadline_of, read_parts
+from medqua.serve.jobs.ledger import SUPERSEDED
 from medqua.serve.pacs.errors import SpoolError
 from medqua.serve.processes.batcher import Priority
 from medqua.serve.processes.clerk import ReportError, grounds_of, objects_of, picture_of
@@ -86,10 +89,11 @@ async def findings(
     if form == "sr" and len(parts) > 1:
         raise HTTPException(406, "the report of one file; ask for multipart/related or a ZIP")
     answers = await unless_gone(request, service.answer(parts, deadline, priority))
+    statuses = [answer.status for answer in answers]
+    tell_audit(request, [answer.sha256 for answer in answers], statuses)
     reports: list[Written] = []
     if form != "json" or send:
         reports = await unless_gone(request, _reports(service, parts, answers, send=send))
-    statuses = [answer.status for answer in answers]
     document = {
         "request_id": request.scope["medqua.request_id"],
         "provenance": dict(reader.model.provenance),
@@ -102,33 +106,39 @@ async def findings(
     else:
         status = 200 if 200 in statuses else statuses[0]
         response = json_response(document, 422 if form != "json" and status == 200 else status)
-    hashes = [answer.sha256 for answer in answers]
-    await service.record(request, hashes, statuses, bytes(response.body))
     return response
 
 
 async def _reports(
-    service: Service, parts: Sequence[Part], answers: Sequence[Answer], *, send: bool
+    service: Service, parts: Sequence[Part], answers: list[Answer], *, send: bool
 ) -> list[Written]:
     """Write the reports of a request, and have them sent if asked for.
+
+    The findings of a report that was made before are those that it told; `answers` has them then.
 
     Raises:
         HTTPException: 503, they cannot be kept for sending.
     """
-    now = datetime.now().replace(microsecond=0).isoformat()
+    arrived, now = time.time(), datetime.now().astimezone().isoformat()
     provenance = dict(service.need_reader().model.provenance)
     reports = []
-    for part, answer in zip(parts, answers, strict=True):
+    for number, (part, answer) in enumerate(zip(parts, answers, strict=True)):
         if answer.status != 200 or part.content is None:
             reports.append(Written(reason="the file has no findings"))
             continue
         told, clerk, settings = answer.to_dict(), service.clerk, service.settings.report
-        when, store = now, service.jobs
-        if store is not None:
-            made_by = (answer.sha256, provenance, settings.device)
-            when = await asyncio.to_thread(store.time_of, *made_by)
         try:
-            grounds = await clerk.do(grounds_of, part.content, provenance, settings.device, when)
+            grounds = await clerk.do(grounds_of, part.content, provenance, settings.device, now)
+            if service.jobs is not None:
+                entered = await asyncio.to_thread(
+                    service.jobs.reports.enter, told, grounds, arrived, send=send
+                )
+                if entered is None:
+                    reports.append(Written(reason=SUPERSEDED))
+                    continue
+                told, grounds = entered
+                findings = tuple(told["findings"])
+                answers[number] = replace(answer, findings=findings, quantum=told["quantum"])
             picture = await clerk.do(picture_of, part.content) if settings.capture else None
             objects = await clerk.do(objects_of, told, grounds, picture, settings.key_object)
             if send and service.outgoing is not None:

@@ -12,8 +12,10 @@ binary tensor data extension, as bytes after the JSON.
 import asyncio
 import base64
 import binascii
+import hashlib
 import json
 import struct
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -22,10 +24,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from medqua.core.errors import MedQuaError
+from medqua.core.errors import ImageError, MedQuaError
+from medqua.core.vision.content import check_levels
 from medqua.serve.http.documents import inlined, problems
 from medqua.serve.http.security import Anyone, Requires
-from medqua.serve.http.service import Service, json_response, service_of, unless_gone
+from medqua.serve.http.service import Service, json_response, service_of, tell_audit, unless_gone
 from medqua.serve.http.uploads import deadline_of
 from medqua.serve.processes.batcher import Priority
 from medqua.serve.processes.reader import STATUS
@@ -175,18 +178,18 @@ async def infer(request: Request, model: _ModelName) -> Response:
     deadline = reader.deadline(deadline_of(request))
     if asked.inputs[0].name == "file":
         files = _files(asked.inputs[0], rest, service)
+        tell_audit(request, await asyncio.to_thread(_hashes, files), [])
         rows = await unless_gone(request, _read_files(service, files, deadline))
     else:
         images = _images(asked.inputs[0], rest, reader.model.image.size, service)
+        tell_audit(request, await asyncio.to_thread(_hashes, images), [])
         rows = await unless_gone(request, _read_images(service, images, deadline))
     labels = len(reader.model.labels)
     tensors = {
         name: np.array([[f[name] for f in row] for row in rows], np.float32).reshape(-1, labels)
         for name in OUTPUTS
     }
-    response = _respond(asked, tensors, list(reader.model.labels))
-    await service.record(request, [], [200], bytes(response.body))
-    return response
+    return _respond(asked, tensors, list(reader.model.labels), reader.made_by)
 
 
 def _read_request(body: bytes, json_length: str | None) -> tuple[InferRequest, bytes]:
@@ -264,7 +267,18 @@ def _images(
         raise HTTPException(
             400, "image: values lie in [0, 1]; read files with the model's ImageSpec"
         )
+    for number, image in enumerate(values):
+        try:
+            check_levels(image)
+        except ImageError as error:
+            raise HTTPException(422, f"image {number}: {error}") from None
     return list(values)
+
+
+def _hashes(inputs: Sequence[bytes | np.ndarray]) -> list[str]:
+    """Return the SHA-256 of files, or of images as little-endian float32."""
+    raw = (x if isinstance(x, bytes) else x.astype("<f4").tobytes() for x in inputs)
+    return [hashlib.sha256(content).hexdigest() for content in raw]
 
 
 def _bound(count: int, service: Service) -> None:
@@ -307,7 +321,12 @@ async def _read_images(service: Service, images: list[np.ndarray], deadline: flo
     return [task.result() for task in tasks]
 
 
-def _respond(asked: InferRequest, tensors: dict[str, np.ndarray], labels: list[str]) -> Response:
+def _respond(
+    asked: InferRequest,
+    tensors: dict[str, np.ndarray],
+    labels: list[str],
+    made_by: dict[str, str | None],
+) -> Response:
     """Build the response, tensors as bytes where that is asked for."""
     every = bool(asked.parameters.get("binary_data_output", False))
     wishes = asked.outputs or [OutputWish(name="probability"), OutputWish(name="logit")]
@@ -327,7 +346,7 @@ def _respond(asked: InferRequest, tensors: dict[str, np.ndarray], labels: list[s
     document: dict[str, Any] = {
         "model_name": MODEL,
         "model_version": VERSION,
-        "parameters": {"labels": json.dumps(labels)},
+        "parameters": {"labels": json.dumps(labels), **{k: v for k, v in made_by.items() if v}},
         "outputs": outputs,
     }
     if asked.id is not None:

@@ -13,7 +13,7 @@ from medqua.core.errors import ImageError
 from medqua.serve.http.documents import BINARY, FILES_BODY, JOB_EXAMPLE, JobDocument, problems
 from medqua.serve.http.forms import Written, zipped
 from medqua.serve.http.security import Identity, Requires
-from medqua.serve.http.service import Service, json_response, service_of
+from medqua.serve.http.service import Service, json_response, service_of, tell_audit
 from medqua.serve.http.uploads import read_parts
 from medqua.serve.jobs.store import Job, JobStore, KeyReusedError, SpoolFullError
 from medqua.serve.processes.clerk import ReportError, report_of
@@ -48,8 +48,10 @@ async def create(
     if send and service.outgoing is None:
         raise HTTPException(422, "no archive is named to send to: set archive.url or archive.host")
     parts = await read_parts(request, service.settings.limits)
+    hashes = [hashlib.sha256(part.content or b"").hexdigest() for part in parts]
+    tell_audit(request, hashes, [])
     try:
-        job, new = await asyncio.to_thread(
+        job, _ = await asyncio.to_thread(
             store.accept, identity.name, parts, idempotency_key, send=send
         )
     except KeyReusedError as error:
@@ -60,9 +62,6 @@ async def create(
         service.runner.wake()
     response = json_response(job.to_dict(), 202)
     response.headers["Location"] = f"/v1/jobs/{job.id}"
-    if new:
-        hashes = [hashlib.sha256(part.content or b"").hexdigest() for part in parts]
-        await service.record(request, hashes, [202], bytes(response.body))
     return response
 
 
@@ -111,12 +110,13 @@ async def results(
         )
     service, store = service_of(request), _store(request)
     answers = await asyncio.to_thread(store.results, job)
+    statuses = [answer["status"] for answer in answers]
+    tell_audit(request, [answer["sha256"] for answer in answers], statuses)
     if format == "jsonl":
         body = "".join(json.dumps(answer) + "\n" for answer in answers).encode()
         response = Response(body, media_type="application/jsonl")
     elif format == "sr":
         response = Response(await _reports(service, job, answers), media_type="application/zip")
-        body = bytes(response.body)
     else:
         from medqua.serve.jobs.tables import parquet, tabulate
 
@@ -125,8 +125,6 @@ async def results(
             lambda: parquet(tabulate(answers, model.labels), model.provenance)
         )
         response = Response(body, media_type="application/vnd.apache.parquet")
-    statuses = [answer["status"] for answer in answers]
-    await service.record(request, [answer["sha256"] for answer in answers], statuses, body)
     return response
 
 
@@ -135,7 +133,6 @@ async def delete(request: Request, identity: Infer, job: JobId) -> Response:
     """Delete a job with its files and answers, finished or not."""
     await _find(request, identity, job)
     await asyncio.to_thread(_store(request).delete, job)
-    await service_of(request).record(request, [], [204], b"")
     return Response(status_code=204)
 
 

@@ -18,7 +18,7 @@ from medqua.core.errors import ImageError
 from medqua.serve.http.documents import DICOM_BODY, STORED_EXAMPLE, problems
 from medqua.serve.http.related import DICOM, read_related
 from medqua.serve.http.security import Requires
-from medqua.serve.http.service import json_response, service_of
+from medqua.serve.http.service import json_response, service_of, tell_audit
 from medqua.serve.jobs.incoming import Inbox
 from medqua.serve.objects.heads import Head, read_head
 from medqua.serve.objects.identity import is_uid
@@ -106,6 +106,7 @@ async def _store(request: Request, study: str | None) -> Response:
         objects = await read_related(kind, request.stream(), service.settings.limits)
     if not any(objects):
         raise HTTPException(400, "no object in the request; send at least one")
+    hashes = [hashlib.sha256(data).hexdigest() for data in objects]
     stored = [await asyncio.to_thread(take, service.inbox, data, study) for data in objects]
     failed = [one for one in stored if one.failure]
     if len(failed) == len(stored):
@@ -116,9 +117,8 @@ async def _store(request: Request, study: str | None) -> Response:
         status, headers = 200 if whole else 202, {}
     response = json_response(document(stored), status)
     response.headers.update({**headers, "Content-Type": ANSWER})
-    hashes = [hashlib.sha256(data).hexdigest() for data in objects]
     outcome = [one.failure or one.warning or 200 for one in stored]
-    await service.record(request, hashes, outcome, bytes(response.body))
+    tell_audit(request, hashes, outcome)
     return response
 
 
