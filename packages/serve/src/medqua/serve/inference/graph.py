@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort  # type: ignore[import-untyped]
 
 from medqua.core.errors import BundleError, ConfigError
 
@@ -33,6 +32,8 @@ class Graph:
     """
 
     def __init__(self, path: Path, device: str = "auto", threads: int = 0) -> None:
+        import onnxruntime as ort  # type: ignore[import-untyped]  # a bundle does without
+
         kind, self._number = device_of(device)
         wanted: list[Any] = [CPU]
         if kind != "cpu" and CUDA in ort.get_available_providers():
