@@ -1,5 +1,6 @@
 """Fixtures shared by every package's tests, and the order in which they run."""
 
+import csv
 import gc
 import importlib
 import json
@@ -7,6 +8,7 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -15,10 +17,11 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import hypothesis
+import numpy as np
 import pytest
 import torch
-
-from medqua.core.errors import MedQuaError
+from filelock import FileLock
+from PIL import Image
 
 # a busy machine pauses for longer than any deadline; speed has its place in benchmarks/
 hypothesis.settings.register_profile("medqua", deadline=None)
@@ -71,12 +74,18 @@ def pytest_collection() -> Iterator[None]:
     gc.disable()
     try:
         if "PYTEST_XDIST_WORKER" in os.environ:  # CUDA-Q looks through all that is loaded, for each
-            with suppress(MedQuaError):  # of its kernels: it is quick while that is little
-                importlib.import_module("medqua.core.quantum.runtime.kernels")
+            _compile_kernels()  # of its kernels: it is quick while that is little
         return (yield)
     finally:
         gc.enable()
         gc.freeze()
+
+
+def _compile_kernels() -> None:
+    from medqua.core.errors import MedQuaError  # after jaxtyping's hook on the packages
+
+    with suppress(MedQuaError):
+        importlib.import_module("medqua.core.quantum.runtime.kernels")
 
 
 def pytest_unconfigure() -> None:
@@ -139,6 +148,75 @@ def shared_data() -> Path:
     if not root.is_dir():
         pytest.skip(f"no real files at {root}: set MEDQUA_TEST_DATA")
     return root
+
+
+@pytest.fixture(scope="session")
+def bundle_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle with an adapter and a random head, saved."""
+    import peft
+
+    from medqua.core.adapter import EntropyRouter, QuasarConfig
+    from medqua.core.findings import CHEXPERT_NAMES, Calibration
+    from medqua.core.model import Bundle, MedQuaClassifier, TinyArchitecture, load_backbone
+    from medqua.core.vision.image import ImageSpec
+
+    small = TinyArchitecture(
+        vision_depth=1, vision_hidden=16, vision_heads=2, vision_mlp=16,
+        decoder_layers=2, hidden=32, heads=2, mlp=32,
+    )  # fmt: skip
+    torch.manual_seed(0)  # equal bits in every worker of pytest-xdist, which share the export
+    backbone = load_backbone(architecture=small, seed=5)
+    config = QuasarConfig(n_qubits=2, max_depth=2, every=1, rank=4, engine="dense")
+    classifier = MedQuaClassifier(peft.get_peft_model(backbone.model, config), 14, tune="full")
+    for name, parameter in classifier.named_parameters():
+        if "head" in name or "gamma" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    for module in classifier.modules():
+        if isinstance(module, EntropyRouter):  # as after training: some tokens are routed
+            module.threshold_logit.fill_(1.25)
+    bundle = Bundle(
+        classifier,
+        backbone,
+        ImageSpec(size=112),
+        CHEXPERT_NAMES,
+        calibration=Calibration((2.0,) * 14),
+    )
+    return bundle.save(tmp_path_factory.mktemp("bundle") / "bundle")
+
+
+@pytest.fixture(scope="session")
+def validation_table(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six images in a table of the bundle's labels, one column missing, one value unknown."""
+    from medqua.core.findings import CHEXPERT_NAMES
+
+    folder = tmp_path_factory.mktemp("validation")
+    random = np.random.default_rng(7)
+    with (folder / "table.csv").open("w", newline="") as stream:
+        rows = csv.writer(stream)
+        rows.writerow(["image", "split", *CHEXPERT_NAMES[:-1]])
+        for number in range(7):
+            levels = random.integers(0, 256, (70, 66 + number), dtype=np.uint8)
+            Image.fromarray(levels).save(folder / f"{number}.png")
+            split = "train" if number == 6 else "validate"
+            labels = ["", *(number % 2 for _ in CHEXPERT_NAMES[2:])]
+            rows.writerow([f"{number}.png", split, *labels])
+    return folder / "table.csv"
+
+
+@pytest.fixture(scope="session")
+def export_folder(
+    bundle_folder: Path, validation_table: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """An export of the bundle, by the command, with its single-file graph laid out for Triton."""
+    root = tmp_path_factory.getbasetemp()
+    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+    folder = root / "export-of-the-session"
+    command = ["-m", "medqua.serve", "export", str(bundle_folder), str(folder), "--triton"]
+    command += ["--validation", str(validation_table)]
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            subprocess.run([sys.executable, *command], check=True)
+    return folder
 
 
 @pytest.fixture(scope="session")

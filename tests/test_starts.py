@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from medqua.serve.demo import DEMO
 from medqua.ui.worklist import SAMPLES
 
 HEAVY = [
@@ -69,15 +68,6 @@ def check(code: str, expected: str) -> None:
     assert set(chains) == set(expected.split())  # less than is listed: shorten the list
 
 
-@pytest.fixture(scope="module")
-def export_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An export of the demo bundle."""
-    folder = tmp_path_factory.mktemp("starts") / "export"
-    words = [sys.executable, "-m", "medqua.serve", "export", str(DEMO), str(folder)]
-    subprocess.run(words, check=True, capture_output=True)
-    return folder
-
-
 @pytest.mark.parametrize(
     ("module", "words"),
     [
@@ -110,7 +100,7 @@ from pathlib import Path
 import medqua.serve.processes.worker
 from medqua.serve.inference.engine import open_engine
 import numpy as np
-open_engine(Path({str(export_folder)!r})).read([np.zeros((224, 224), np.float32)])
+open_engine(Path({str(export_folder)!r})).read([np.zeros((112, 112), np.float32)])
 """
     check(code, "numpy onnxruntime")
 

@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from importlib.metadata import distributions
+from importlib.metadata import distributions, version
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -43,6 +43,12 @@ WATCHED = {
 }
 """Libraries -> the tests that hold what we take from them."""
 
+NAMED = (
+    "transformers", "peft", "torch", "cuda-quantum-cu13", "pennylane", "pydicom", "highdicom",
+    "onnx", "onnxruntime", "fastapi", "gradio", "scikit-learn",
+)  # fmt: skip
+"""Of these the installed release is told, newer or not."""
+
 
 def newer() -> dict[str, tuple[str, str]]:
     """Return what is installed in a newer release than the lock's: name -> (locked, installed)."""
@@ -51,13 +57,13 @@ def newer() -> dict[str, tuple[str, str]]:
         if line and not line.startswith("#"):
             requirement = Requirement(line)
             if requirement.marker is None or requirement.marker.evaluate():
-                (version,) = requirement.specifier
-                locked[canonicalize_name(requirement.name)] = Version(version.version)
+                (pin,) = requirement.specifier
+                locked[canonicalize_name(requirement.name)] = Version(pin.version)
     found = {}
     for distribution in distributions():
-        name, version = canonicalize_name(distribution.name), Version(distribution.version)
-        if name in locked and version > locked[name]:
-            found[name] = (str(locked[name]), str(version))
+        name, here = canonicalize_name(distribution.name), Version(distribution.version)
+        if name in locked and here > locked[name]:
+            found[name] = (str(locked[name]), str(here))
     return dict(sorted(found.items()))
 
 
@@ -83,6 +89,7 @@ def _stem(path: str) -> str:
 def main() -> int:
     upgrade = ["uv", "pip", "install", "--quiet", "--upgrade", "--python", sys.executable]
     subprocess.run([*upgrade, *default_requirements()], check=True, cwd=ROOT)
+    print("tried:", ", ".join(f"{name} {version(name)}" for name in NAMED))
     found = newer()
     for name, (lock, now) in found.items():
         print(f"{name}: the lock has {lock}, here is {now}")
