@@ -10,6 +10,7 @@ from medqua.core.errors import ConfigError, ShapeError
 from medqua.core.findings.validation import (
     FEWEST,
     KEPT,
+    Band,
     LabelValidation,
     Point,
     Validation,
@@ -113,3 +114,10 @@ def test_plain_values_come_back_and_wrong_ones_are_refused():
         Validation.measure(p, y)
     with pytest.raises(ShapeError, match="outside"):
         Validation.measure(2 + p[:, None], y[:, None])
+
+
+def test_where_no_validation_image_was_near_nothing_is_judged():
+    known = points(0.3, 0.3, 0.3).points
+    label = LabelValidation(20, 80, (Band(0.2, 0.4, 60, 3),), known)
+    assert label.call(0.35) == "likely"
+    assert label.call(0.9) == label.call(0.05) == "not judged"

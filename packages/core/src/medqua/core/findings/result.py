@@ -1,7 +1,7 @@
 """What a model says about one image."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -52,6 +52,11 @@ class Findings:
             if finding.label == label:
                 return finding
         raise KeyError(label)
+
+    def unjudged(self) -> "Findings":
+        """Return the same with nothing called: for an image that is not of the model's domain."""
+        plain = tuple(replace(finding, call="not judged") for finding in self.findings)
+        return replace(self, findings=plain)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values: one object a label, under `"findings"`."""

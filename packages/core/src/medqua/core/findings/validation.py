@@ -115,10 +115,11 @@ class LabelValidation:
         """Say what a probability is worth at the operating points.
 
         `likely` at or above both `rule-in` and `screening`, `unlikely` below both, `uncertain`
-        between them; `not judged` without points. Where the label is told so well that `rule-in`
+        between them; `not judged` without points, and where no validation image had a similar
+        probability. Where the label is told so well that `rule-in`
         is the lower, `balanced` decides between them.
         """
-        if not self.points:
+        if not self.points or (self.bands and self.band(probability) is None):
             return "not judged"
         low, high = sorted(self.points[name].threshold for name in ("screening", "rule-in"))
         if probability >= high:

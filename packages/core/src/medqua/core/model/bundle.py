@@ -28,6 +28,7 @@ from safetensors.torch import load_file, save_file
 import medqua.core.adapter  # noqa: F401 registers QUASAR with PEFT, which `open` needs
 from medqua.core.errors import BackboneError, BundleError, ConfigError
 from medqua.core.findings.calibration import Calibration
+from medqua.core.findings.domain import domain_of
 from medqua.core.findings.result import Findings, name_findings
 from medqua.core.findings.validation import Validation
 from medqua.core.model.backbone import Backbone, quantization
@@ -113,6 +114,11 @@ class Bundle:
                 f"validation figures of {len(self.validation.labels)} labels for {n_labels}: "
                 "measure them with this head"
             )
+
+    @property
+    def domain(self) -> str:
+        """What the model was trained on, as `medqua.core.findings.domain` says it."""
+        return domain_of(self.training_data)
 
     @torch.inference_mode()
     def logits(self, images: Sequence[np.ndarray], *, batch_size: int = 8) -> np.ndarray:

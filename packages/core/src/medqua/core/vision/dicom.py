@@ -47,6 +47,9 @@ PLUGINS = {  # one decoder a syntax, so that a file has one result; pylibjpeg-rl
     uid.HTJ2K: "pylibjpeg",
     uid.RLELossless: "pydicom",
 }
+PHANTOM = "MEDQUA PHANTOM"
+"""Manufacturer of the phantoms that this project draws, in upper case."""
+
 NATIVE = (uid.ImplicitVRLittleEndian, uid.ExplicitVRLittleEndian, uid.ExplicitVRBigEndian)
 COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_RCT", "YBR_ICT")
 
@@ -202,6 +205,7 @@ def _header(ds: Dataset) -> Header:
         high_bit=_integer(ds, "HighBit", bits_stored - 1),
         signed=_integer(ds, "PixelRepresentation", 0) == 1,
         spacing=_spacing(ds),
+        phantom=term(ds, "Manufacturer") == PHANTOM,
     )
 
 

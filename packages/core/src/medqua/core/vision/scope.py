@@ -132,6 +132,9 @@ class Header:
     """Between rows and between columns in millimetres: Pixel Spacing (0028,0030), else
     Imager Pixel Spacing (0018,1164), which is measured at the detector."""
 
+    phantom: bool = False
+    """Whether Manufacturer (0008,0070) says that it is a phantom that this project drew."""
+
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Header":
         """Build a header from JSON values, in which tuples have become lists."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from medqua.core.errors import BundleError, ConfigError, ImageError
+from medqua.core.findings.domain import UNJUDGED, is_foreign
 from medqua.core.findings.result import Findings
 from medqua.core.model.manifest import MANIFEST
 from medqua.core.sealed import sha256
@@ -62,6 +63,9 @@ class Provenance:
     intended_use: str
     """The bundle's statement."""
 
+    domain: str
+    """What the model was trained on: `drawn phantoms`, `radiographs`, or `not stated`."""
+
     @classmethod
     def of(cls, bundle: "Bundle", directory: Path) -> "Provenance":
         """Describe an opened bundle and the folder it was opened from."""
@@ -79,6 +83,7 @@ class Provenance:
             calibrated=any(t != 1 for t in temperatures),
             version=version("medqua-core"),
             intended_use=bundle.intended_use,
+            domain=bundle.domain,
         )
 
     @classmethod
@@ -197,6 +202,9 @@ def _infer(model: "Model", reads: list[_Read]) -> Iterator[Result]:
         if isinstance(answer, Refusal):
             yield Result(read.name, None, answer, (), read.seconds + share)
         else:
+            header = read.decoded.header
+            if is_foreign(model.domain, phantom=header is not None and header.phantom):
+                answer, notes = answer.unjudged(), (*notes, UNJUDGED)
             yield Result(read.name, answer, None, notes, read.seconds + share)
 
 

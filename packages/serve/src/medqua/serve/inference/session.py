@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from medqua.core.errors import BundleError, ConfigError, ImageError, ShapeError
+from medqua.core.findings.domain import domain_of
 from medqua.core.findings.result import Findings, name_findings
 from medqua.core.sealed import sha256
 from medqua.core.vision.image import Decoder, ImageSpec
@@ -219,7 +220,13 @@ class ServingSession:
             "shots": quantum.shots,
             "seed": quantum.seed,
             "intended_use": self.manifest.intended_use,
+            "domain": self.domain,
         }
+
+    @property
+    def domain(self) -> str:
+        """What the model was trained on, as `medqua.core.findings.domain` says it."""
+        return domain_of(self.manifest.training_data)
 
     def close(self) -> None:
         """End the decoding process."""

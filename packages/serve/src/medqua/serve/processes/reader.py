@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from medqua.core.errors import ImageError, MedQuaError, ShapeError
+from medqua.core.findings.domain import UNJUDGED, is_foreign
 from medqua.core.vision.image import Decoded, placement
 from medqua.core.vision.scope import unstated
 from medqua.serve.inference.engine import Model
@@ -277,10 +278,12 @@ class Reader:
             return refused("", 422, error, digest)
         except MedQuaError as error:
             return refused("", STATUS.get(type(error), 503), error, digest)
-        notes = unstated(decoded.header)
-        return Answer(
-            "", 200, tuple(result["findings"]), result["quantum"], None, None, notes, digest
-        )
+        findings, header = tuple(result["findings"]), decoded.header
+        notes, domain = unstated(header), str(self.model.provenance.get("domain", ""))
+        if is_foreign(domain, phantom=header is not None and header.phantom):
+            findings = tuple({**finding, "call": "not judged"} for finding in findings)
+            notes = (*notes, UNJUDGED)
+        return Answer("", 200, findings, result["quantum"], None, None, notes, digest)
 
 
 def refused(source: str, status: int, error: MedQuaError, digest: str = "") -> Answer:

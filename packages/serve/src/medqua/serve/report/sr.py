@@ -94,10 +94,15 @@ def build_report(
     content[0].ContentSequence.append(
         sr.TextContentItem(codes.DCM.Comment, DISCLAIMER, sr.RelationshipTypeValues.CONTAINS)
     )
-    if stated := str(options.provenance.get("intended_use", "")):
-        content[0].ContentSequence.append(
-            sr.TextContentItem(codes.DCM.Comment, stated, sr.RelationshipTypeValues.CONTAINS)
-        )
+    domain = str(options.provenance.get("domain", ""))
+    for stated in (
+        str(options.provenance.get("intended_use", "")),
+        f"The model was trained on: {domain}." if domain else "",
+    ):
+        if stated:
+            content[0].ContentSequence.append(
+                sr.TextContentItem(codes.DCM.Comment, stated, sr.RelationshipTypeValues.CONTAINS)
+            )
     report = sr.Comprehensive3DSR(
         evidence=[nameless(image)],
         content=content[0],
