@@ -88,8 +88,8 @@ class Occlusion:
     probability: npt.NDArray[np.float64]
     """Calibrated, nothing covered, `[n_labels]`."""
     change: npt.NDArray[np.float64]
-    """Probability less that with the region covered, `[n_labels, rows, columns]`: positive where
-    what is seen there speaks for the finding."""
+    """Logit less that with the region covered, `[n_labels, rows, columns]`: positive where what is
+    seen there speaks for the finding. Of the logit, as a probability near 0 or 1 hardly moves."""
     grey: float
     """What regions are covered with: the mean of the image, in [0, 1]."""
 
@@ -230,7 +230,7 @@ def occlusion(
 ) -> Occlusion:
     """Cover one region of an image after another and see how the findings change.
 
-    Occlusion sensitivity (Zeiler and Fergus 2014), with the calibrated probability as the score and
+    Occlusion sensitivity (Zeiler and Fergus 2014), with the logit as the score and
     one token's square as the region, or of several where more than `WINDOWS` lie along a side.
 
     Args:
@@ -257,10 +257,11 @@ def occlusion(
             part[where][shown[where]] = grey
             covered.append(part)
     logits = bundle.logits(covered, batch_size=batch_size)
-    answers = bundle.findings(logits)
-    chances = np.array([[finding.probability for finding in answer] for answer in answers])
-    change = (chances[0] - chances[1:]).T.reshape(-1, rows, columns)
-    return Occlusion((high, wide), tuple(bundle.labels), chances[0], change, grey)
+    (answer,) = bundle.findings(logits[:1])
+    chances = np.array([finding.probability for finding in answer])
+    scores = np.asarray(logits, np.float64)
+    change = (scores[0] - scores[1:]).T.reshape(-1, rows, columns)
+    return Occlusion((high, wide), tuple(bundle.labels), chances, change, grey)
 
 
 def token_grid(bundle: Bundle, image: npt.NDArray[np.float32]) -> tuple[int, int]:
