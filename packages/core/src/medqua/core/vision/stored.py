@@ -24,6 +24,7 @@ from medqua.core.vision.tags import tag_table
 
 Cells = npt.NDArray[np.uint16] | npt.NDArray[np.int16]
 
+MAGNIFICATION = "EstimatedRadiographicMagnificationFactor"
 SPACINGS = ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing")
 """Attributes that tell millimetres, in the order of trust (PS3.3 10.7.1)."""
 
@@ -46,10 +47,11 @@ def read_stored(data: bytes, limits: Limits) -> tuple[Cells, dict[str, Any]]:
         values, with these keys. `rows`, `columns`, `frames`, `bits`, `signed`, `range` (lowest and
         highest value present, padding apart). `inverted`: MONOCHROME1. `colour`: it is the
         luminance of a colour image. `displays`: one a frame, or one for all, see `_display`.
-        `spacing` (millimetres `row` and `column`, `source`, `calibration`) or None. `aspect`:
-        height of a pixel over its width. `orientation`: where a row and a column lead to, as
-        letters of PS3.3 C.7.6.1.1.1, or None. `modality`, `body_part`, `view`, `laterality`:
-        terms, empty where not stated. `tags`: see `medqua.core.vision.tags`.
+        `spacing` (millimetres `row` and `column`, `source`, `calibration`, `corrected`: whether it
+        differs from the detector's, `magnification` that it was divided by or None) or None.
+        `aspect`: height of a pixel over its width. `orientation`: where a row and a column lead
+        to, as letters of PS3.3 C.7.6.1.1.1, or None. `modality`, `body_part`, `view`,
+        `laterality`: terms, empty where not stated. `tags`: see `medqua.core.vision.tags`.
 
     Raises:
         UnreadableImageError: If it cannot be decoded, has no pixels, more than `limits` allow, or
@@ -159,7 +161,7 @@ def _frame_attributes(ds: Dataset, index: int) -> Dataset:
     for element in ds.group_dataset(0x0028):
         if element.tag.elem < 0x3000 or element.VR == "SQ":
             merged.add(element)
-    for keyword in (*SPACINGS, "PatientOrientation", "ImageOrientationPatient"):
+    for keyword in (*SPACINGS, MAGNIFICATION, "PatientOrientation", "ImageOrientationPatient"):
         if keyword in ds:
             merged.add(ds[keyword])
     per_frame = ds.get("PerFrameFunctionalGroupsSequence") or []
@@ -229,17 +231,41 @@ def _range(cells: Cells, padding: list[int] | None) -> list[int]:
 def _spacing(ds: Dataset) -> dict[str, Any] | None:
     """Return the spacing in millimetres and where it is from; None if not known.
 
-    A spacing of zero, which some equipment writes, is not known either.
+    Pixel Spacing that equals Imager Pixel Spacing, no calibration stated, was not corrected
+    (PS3.3 10.7.1.3): it is the detector's. The detector's is divided by Estimated Radiographic
+    Magnification Factor (0018,1114) where that is stated. A spacing of zero, which some equipment
+    writes, is not known either.
     """
-    for keyword in SPACINGS:
-        parts = [_finite(part) for part in _list(ds.get(keyword))]
-        if len(parts) == 2 and all(part is not None and part > 0 for part in parts):
-            calibration = term(ds, "PixelSpacingCalibrationType")
-            if keyword != "PixelSpacing" or calibration not in ("GEOMETRY", "FIDUCIAL"):
-                calibration = ""
-            row, column = parts
-            return {"row": row, "column": column, "source": keyword, "calibration": calibration}
-    return None
+    known = {keyword: pair for keyword in SPACINGS if (pair := _pair(ds, keyword))}
+    if not known:
+        return None
+    calibration = term(ds, "PixelSpacingCalibrationType")
+    if calibration not in ("GEOMETRY", "FIDUCIAL"):
+        calibration = ""
+    source, (row, column) = next(iter(known.items()))
+    if (
+        source == "PixelSpacing"
+        and not calibration
+        and known.get("ImagerPixelSpacing") == (row, column)
+    ):
+        source = "ImagerPixelSpacing"
+    factor = _finite(next(iter(_list(ds.get(MAGNIFICATION))), None))
+    magnification = factor if source == "ImagerPixelSpacing" and factor and factor > 0 else None
+    return {
+        "row": row / (magnification or 1.0),
+        "column": column / (magnification or 1.0),
+        "source": source,
+        "calibration": calibration if source == "PixelSpacing" else "",
+        "corrected": source == "PixelSpacing" and "ImagerPixelSpacing" in known,
+        "magnification": magnification,
+    }
+
+
+def _pair(ds: Dataset, keyword: str) -> tuple[float, float] | None:
+    parts = [_finite(part) for part in _list(ds.get(keyword))]
+    if len(parts) != 2 or parts[0] is None or parts[1] is None or min(parts[0], parts[1]) <= 0:
+        return None
+    return parts[0], parts[1]
 
 
 def _aspect(ds: Dataset) -> float:
