@@ -37,7 +37,7 @@ os.environ.pop("FORCE_COLOR", None)
 ROOT = Path(__file__).resolve().parent
 T = TypeVar("T")
 
-PATIENCE = 900.0
+PATIENCE = float(os.environ.get("MEDQUA_TEST_PATIENCE", "900"))
 """Seconds that a test waits for anything at most. It ends a hang; no busy machine comes near it."""
 
 

@@ -3,6 +3,7 @@
 import json
 import re
 import stat
+import time
 import zipfile
 from pathlib import Path
 from urllib.error import HTTPError
@@ -188,6 +189,114 @@ def test_a_reload_keeps_the_studies(app, chest: Path):
     app.page.reload()
     app.page.locator("#studies label", has_text="cr_mono1").wait_for()
     assert app.shown() == name
+
+
+def test_a_study_keeps_how_it_was_seen_and_the_address_names_it(app, chest: Path, tmp_path: Path):
+    ds = dcmread(chest)
+    ds.PatientID = "ZZ-OTHER"
+    ds.save_as(tmp_path / "other.dcm")
+    app.drop(chest)
+    first = app.shown()
+    change = "viewer.zoom(2); viewer.pan(30, -20); viewer.turn(1); viewer.setWindow(300, 400);"
+    ruler = "viewer.rulers.push({from: [10, 20], to: [40, 60]});"
+    app.viewer.evaluate(f"() => {{ {change} {ruler} viewer.render(); }}")
+    state = app.viewer.evaluate("() => viewer.state")
+    assert state["turns"] == 1
+    app.drop(tmp_path / "other.dcm")
+    app.viewer.wait_for_selector(f"html[data-study]:not([data-study='{first}'])", state="attached")
+    plain = app.viewer.evaluate("() => viewer.state")
+    assert (plain["turns"], plain["rulers"]) == (0, [])
+    app.page.go_back()
+    app.viewer.wait_for_selector(f"html[data-study='{first}']", state="attached")
+    back = app.viewer.evaluate("() => viewer.state")
+    near = {"zoom", "x", "y"}  # of a stage that may have grown by a pixel
+    assert [back[key] for key in near] == pytest.approx([state[key] for key in near], rel=0.02)
+    assert {k: v for k, v in back.items() if k not in near} == {
+        k: v for k, v in state.items() if k not in near
+    }
+    assert app.page.url.endswith(f"#{first}")
+    app.page.reload()
+    app.page.wait_for_selector("#reading", state="attached")
+    app.viewer.wait_for_selector(f"html[data-study='{first}']", state="attached")
+    again = app.viewer.evaluate("() => viewer.state")
+    assert again["rulers"] == state["rulers"]
+    assert again["voi"] == state["voi"]
+    assert again["turns"] == 1
+    assert again["zoom"] == pytest.approx(state["zoom"], rel=0.02)
+    second = app.page.context.new_page()  # no address: the study in view
+    second.goto(app.page.url.split("#")[0])
+    second.frame_locator("#viewer").locator(f"html[data-study='{first}']").wait_for(
+        state="attached"
+    )
+    second.close()
+
+
+def test_the_picture_says_whose_it_is_masked_as_the_header_is(app, chest: Path, tmp_path: Path):
+    ds = dcmread(chest)
+    for name, date in (("now", "20300201"), ("before", "20300102")):
+        ds.PatientID, ds.PatientName, ds.StudyDate = "ZZ-1", "Fictitious^Ada", date
+        ds.save_as(tmp_path / f"{name}.dcm")
+    app.drop(tmp_path / "now.dcm", tmp_path / "before.dcm")
+    app.shown()
+    about, labels = app.viewer.locator("#about"), app.page.locator("#studies label")
+    labels.nth(1).wait_for()
+    labels.filter(has_text="now.dcm").click()
+    about.get_by_text("current").wait_for()
+    assert "Ada" not in about.inner_text()
+    labels.filter(has_text="before.dcm").click()
+    about.get_by_text("prior, 30 days before").wait_for()
+    app.page.get_by_role("tab", name="Header").click()
+    app.page.get_by_role("button", name="Reveal personal data").click()
+    about.get_by_text("Fictitious^Ada").wait_for()
+    assert "CHEST" in about.inner_text()
+    app.page.get_by_role("button", name="Hide personal data").click()
+    about.get_by_text("Fictitious^Ada").wait_for(state="detached")
+    app.page.get_by_role("tab", name="Findings").click()
+    app.page.get_by_role("button", name="Compare").click()
+    beside = app.page.frame_locator("#beside iframe").locator("#about")
+    beside.get_by_text("current").wait_for()
+    assert "prior" in about.inner_text()
+
+
+def test_keys_mean_the_same_beside_the_picture(app, chest: Path):
+    app.drop(chest)
+    app.shown()
+    app.page.locator("#studies input:checked").focus()
+    app.page.keyboard.press("i")
+    app.viewer.locator("button[data-do=invert][aria-pressed=true]").wait_for()
+    app.page.locator("#search").fill("i")  # typed, not meant for the picture
+    assert app.viewer.evaluate("() => viewer.inverted")
+
+
+def test_a_study_that_is_gone_leaves_an_empty_stage_and_a_sentence(app, chest: Path):
+    app.drop(chest)
+    name = app.shown()
+    app.drop(Path(__file__).parents[1] / "src/medqua/ui/samples/phantom-lateral.dcm")
+    app.viewer.wait_for_selector(f"html[data-study]:not([data-study='{name}'])", state="attached")
+    gone = app.viewer.locator("html").get_attribute("data-study")
+    answer = app.page.request.delete(f"{app.page.url.split('#')[0]}worklist/{gone}")
+    assert answer.ok  # as another tab would
+    app.viewer.locator("#notice", has_text="no longer on the server").wait_for()
+    assert app.page.locator("#studies input:checked").count() == 0
+    assert app.viewer.locator("html").get_attribute("data-study") is None
+
+
+def test_the_server_ends_though_a_page_is_open_and_deletes_its_files(
+    serving, context, watch, chest: Path, capfd
+):
+    watch.address = "http://127.0.0.1:"
+    with serving("--pictures-only") as own:  # which looks for files after the end
+        page = context.new_page()
+        page.goto(own.address)
+        page.wait_for_selector("#reading", state="attached")
+        page.wait_for_selector("#files input[type=file]:enabled", state="attached")
+        page.set_input_files("#files input[type=file]", [chest])
+        page.frame_locator("#viewer").locator("html[data-study]").wait_for(state="attached")
+        start = time.monotonic()
+    assert time.monotonic() - start < 60  # it did not end while the page was open
+    page.close()
+    assert "Traceback" not in capfd.readouterr().err
+    watch.errors[:] = [text for text in watch.errors if "ERR_" not in text]  # it was gone
 
 
 def test_research_use_is_in_sight_and_names_are_given_to_controls(app):

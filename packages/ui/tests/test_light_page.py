@@ -69,7 +69,7 @@ def test_it_shows_pictures_and_gives_way_with_the_same_study_in_view(
     assert name
     gate.set()
     page.locator("#whole").wait_for()
-    assert page.evaluate("sessionStorage.getItem('study')") == name
+    assert page.evaluate("location.hash") == f"#{name}"
 
 
 def test_it_takes_files_and_does_not_change_under_the_hand(page: Page, gate: threading.Event):

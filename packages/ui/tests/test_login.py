@@ -280,7 +280,7 @@ def _steal(server: Server, ada: httpx.Client, eve: httpx.Client, file: bytes) ->
     assert eve.get("/gradio_api/heartbeat/adaspage").status_code == 404
     assert eve.post("/gradio_api/queue/join", content=b"[" * 100_000).status_code == 400
     assert eve.post("/gradio_api/queue/join", content=b"x" * 2_000_000).status_code == 413
-    assert eve.delete("/worklist").status_code == 204
+    assert eve.delete("/worklist").json()["number"] > 0
     assert ada.get(f"/viewer/studies/{name}/pixels").status_code == 200
     assert list(server.temporary.rglob(f"{name}.*"))
     assert ada.post("/logout").status_code == 303

@@ -228,10 +228,16 @@ def test_occlusion_is_computed_when_asked_for_and_kept_while_paging_maps(
     assert viewer.locator("#overlay-finding").input_value() == str(first)
     viewer.locator("#overlay-finding").select_option("9")
     map_ = viewer.evaluate("() => viewer.overlay.map")
-    np.testing.assert_allclose(map_["values"], 100 * told[1].change[9], atol=2e-3)
+    np.testing.assert_allclose(map_["values"], told[1].change[9], atol=2e-4)
+    assert map_["high"] == pytest.approx(max(1.0, np.abs(told[1].change[9]).max()), abs=1e-4)
     legend = viewer.locator("#legend").inner_text()
-    assert "Pleural Effusion: change when covered" in legend
-    assert "percentage points" in legend
+    assert "Pleural Effusion: change of the logit when covered" in legend
+    assert "logits" in legend
+    painted = viewer.evaluate(
+        "() => [...viewer.overlay.cells.getContext('2d').getImageData(0, 0, 8, 8).data]"
+    )
+    clear = np.reshape(painted, (8, 8, 4))[..., 3] == 0
+    np.testing.assert_array_equal(clear, np.abs(np.array(map_["values"])) < 0.25)  # the floor
     viewer.locator("#overlay-kind").select_option("off")
     viewer.locator("#scale").wait_for(state="hidden")
     assert viewer.locator("#overlay").is_hidden()

@@ -2,9 +2,10 @@
 
 import re
 
+from medqua.core.findings.domain import UNJUDGED
 from medqua.core.findings.validation import Band, LabelValidation, Point
 from medqua.ui.findings import Reading, Row
-from medqua.ui.panel import NOT_VALIDATED, SERVICE, findings
+from medqua.ui.panel import FOREIGN, NOT_VALIDATED, SERVICE, findings
 
 
 def label(screening: float, balanced: float, rule_in: float) -> LabelValidation:
@@ -18,12 +19,16 @@ def label(screening: float, balanced: float, rule_in: float) -> LabelValidation:
     return LabelValidation(20, 80, bands, points)
 
 
+def row(name: str, probability: float, classical: float, validated: LabelValidation) -> Row:
+    return Row(name, probability, classical, validated.call(probability), validated)
+
+
 ROWS = (
-    Row("Edema", 0.05, 0.06, label(0.1, 0.3, 0.6)),
-    Row("Pleural_Thickening", 0.45, 0.40, label(0.1, 0.3, 0.6)),
-    Row("Cardiomegaly", 0.91, 0.911, label(0.1, 0.3, 0.6)),
-    Row("Lung Lesion", 0.2, 0.2, LabelValidation(2, 98)),
-    Row("Pneumonia", 0.55, 0.5, label(0.1, 0.3, 0.6)),
+    row("Edema", 0.05, 0.06, label(0.1, 0.3, 0.6)),
+    row("Pleural_Thickening", 0.45, 0.40, label(0.1, 0.3, 0.6)),
+    row("Cardiomegaly", 0.91, 0.911, label(0.1, 0.3, 0.6)),
+    row("Lung Lesion", 0.2, 0.2, LabelValidation(2, 98)),
+    row("Pneumonia", 0.55, 0.5, label(0.1, 0.3, 0.6)),
 )
 
 
@@ -69,6 +74,15 @@ def test_what_a_service_does_not_tell_is_said():
     page = findings(Reading((Row("Edema", 0.7, None),), "", (), {}, 0.0, service=True))
     assert SERVICE in page
     assert NOT_VALIDATED not in page
+
+
+def test_of_an_image_that_is_foreign_to_the_model_nothing_is_judged():
+    rows = tuple(Row(one.label, one.probability, one.classical) for one in ROWS)
+    page = findings(Reading(rows, "", (UNJUDGED,), {"Trained on": "drawn phantoms"}, 0.1))
+    assert FOREIGN in page
+    assert "drawn phantoms" in page
+    for word in (">Likely", ">Unlikely", "uncertain to call<", 'class="point', NOT_VALIDATED):
+        assert word not in page
 
 
 def test_a_refusal_is_said():

@@ -6,6 +6,8 @@ medqua-ui --server https://engine.example --passwords users.txt
 medqua-ui password ada --file users.txt
 """
 
+import asyncio
+import logging
 import socket
 import sys
 from pathlib import Path
@@ -22,6 +24,10 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
+
+
+SHUTDOWN_SECONDS = 3
+"""Time that requests under way have when the server is ended."""
 
 
 @app.callback(invoke_without_command=True)
@@ -134,9 +140,11 @@ def serve(
         log_level="warning",
         access_log=False,
         server_header=False,
+        timeout_graceful_shutdown=SHUTDOWN_SECONDS,  # an open page holds a stream of events
         ssl_certfile=None if certificate is None else str(certificate),
         ssl_keyfile=None if private_key is None else str(private_key),
     )
+    logging.getLogger("uvicorn.error").addFilter(_not_cut)
     scheme = "http" if certificate is None else "https"
     address = f"{scheme}://{'[::1]' if ':' in host else host}:{listening.getsockname()[1]}/"
     console.print(f"MedQua viewer: {address}", soft_wrap=True)
@@ -166,6 +174,13 @@ def password(
     add_entry(file, make_entry(name, secret, roles))
     console.print(f"{name} may log in with --passwords {file}.", highlight=False)
     return 0
+
+
+def _not_cut(record: logging.LogRecord) -> bool:
+    """Leave out of the log that the end of the server cut a page's stream of events."""
+    kind = record.exc_info[0] if record.exc_info else None
+    cut = kind is not None and issubclass(kind, asyncio.CancelledError)
+    return not cut and not str(record.msg).startswith("Cancel %s running task(s)")
 
 
 def _listen(host: str, port: int) -> socket.socket:

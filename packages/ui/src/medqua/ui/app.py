@@ -25,6 +25,7 @@ from medqua.ui.login import Passwords
 from medqua.ui.login_oidc import Provider, ProviderSettings
 from medqua.ui.login_routes import Doors
 from medqua.ui.opening import Page
+from medqua.ui.panel_routes import Panel
 from medqua.ui.routes import viewer_routes
 from medqua.ui.server import Credentials, ServerReader
 from medqua.ui.studies import Session, Sessions
@@ -107,7 +108,7 @@ def create_app(settings: Settings, reader: Reader | None = None) -> Starlette:
     exports = Exports(sessions, desk, audit, outbox)
 
     def make() -> Starlette:
-        return _build(sessions, worklist, audit, desk, samples=settings.samples)
+        return _build(sessions, worklist, desk, samples=settings.samples)
 
     def arrive(session: Session) -> None:
         if settings.samples:
@@ -141,7 +142,9 @@ def create_app(settings: Settings, reader: Reader | None = None) -> Starlette:
             sessions.close()
 
     doors = Doors(sessions, audit, passwords, provider) if login else None
-    routes = [*worklist.routes(), *page.state_routes(), *exports.routes(), *viewer_routes(sessions)]
+    panel = Panel(sessions, desk, audit)
+    routes = [*worklist.routes(), *page.state_routes(), *panel.routes(), *exports.routes()]
+    routes += viewer_routes(sessions)
     if doors is not None:
         routes += doors.routes()
     app = Starlette(lifespan=lifespan, routes=[*routes, Mount("", page)])
@@ -150,16 +153,14 @@ def create_app(settings: Settings, reader: Reader | None = None) -> Starlette:
     return app
 
 
-def _build(
-    sessions: Sessions, worklist: Worklist, audit: AuditLog, desk: Desk, *, samples: bool
-) -> Starlette:
+def _build(sessions: Sessions, worklist: Worklist, desk: Desk, *, samples: bool) -> Starlette:
     """Build Gradio's application, importing Gradio."""
     import gradio as gr
     from fastapi import FastAPI
 
     from medqua.ui.page import build_page
 
-    page = build_page(sessions, worklist, audit, desk, samples=samples)
+    page = build_page(sessions, worklist, desk, samples=samples)
     sans, mono = ["system-ui", "DejaVu Sans", "sans-serif"], ["ui-monospace", "monospace"]
     theme = gr.themes.Default(font=sans, font_mono=mono)  # none that is fetched
     whole: Starlette = gr.mount_gradio_app(

@@ -193,12 +193,16 @@ class Exports:
     def _csv(self, study: Study, reading: Reading) -> bytes:
         stream = io.StringIO()
         rows = csv.writer(stream)
-        rows.writerow(["sha256", "finding", "probability", "classical_only", "bundle", "use"])
+        rows.writerow(
+            ["sha256", "finding", "probability", "classical_only", "call", "bundle", "use"]
+        )
         bundle = str(reading.record.get("bundle", ""))
         for row in reading.rows:
             classical = "" if row.classical is None else f"{row.classical:.6f}"
             label = f"'{row.label}" if row.label[:1] in "=+-@\t\r" else row.label  # no formulas
-            rows.writerow([study.digest, label, f"{row.probability:.6f}", classical, bundle, USE])
+            rows.writerow(
+                [study.digest, label, f"{row.probability:.6f}", classical, row.call, bundle, USE]
+            )
         return stream.getvalue().encode()
 
     def _copy(self, study: Study, reading: Reading) -> bytes:
@@ -218,6 +222,7 @@ def _document(study: Study, reading: Reading) -> dict[str, Any]:
                 "code": None if code is None else vars(code),
                 "probability": row.probability,
                 "classical_only": row.classical,
+                "call": row.call,
             }
         )
     return {

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from medqua.core.errors import MedQuaError
+from medqua.core.findings.domain import UNJUDGED
 from medqua.core.findings.result import Findings
-from medqua.core.findings.validation import LabelValidation
+from medqua.core.findings.validation import Call, LabelValidation
 from medqua.core.vision.image import ImageSpec
 
 if TYPE_CHECKING:  # torch and transformers are imported with the model, in the background
@@ -29,6 +30,8 @@ class Row:
     """Calibrated probability with the adapter as trained, in [0, 1]."""
     classical: float | None
     """The same with the quantum path taken away; None if the model has none."""
+    call: Call = "not judged"
+    """What that is worth, as the model's own reading says."""
     validated: LabelValidation | None = None
     """What validation showed of this finding; None where the model's bundle does not tell."""
 
@@ -57,6 +60,11 @@ class Reading:
     """How the file became the model's image, with `routes`."""
     service: bool = False
     """Whether a service gave it, which tells less than a bundle in this process."""
+
+    @property
+    def foreign(self) -> bool:
+        """Whether the image is not of what the model was trained on, so that nothing is judged."""
+        return UNJUDGED in self.notes
 
 
 @runtime_checkable
@@ -138,12 +146,14 @@ class BundleReader:
             return Reading((), reason, result.notes, self._provenance, result.seconds)
         other = told.classical if self._quantum else None
         measured = self._bundle.validation
-        validated = measured.labels if measured else (None,) * len(result.findings)
+        known = None if UNJUDGED in result.notes else measured
+        validated = known.labels if known else (None,) * len(result.findings)
         rows = tuple(
             Row(
                 finding.label,
                 finding.probability,
                 None if other is None else other[finding.label].probability,
+                finding.call,
                 label,
             )
             for finding, label in zip(result.findings, validated, strict=True)
@@ -229,6 +239,7 @@ class BundleReader:
             "Image profile": told.profile,
             "Quantum engine": ", ".join(told.engines) or "none",
             "Calibrated": "yes" if told.calibrated else "no",
+            "Trained on": told.domain,
             "Intended use": told.intended_use,
         }
         if not self._stopped:

@@ -41,7 +41,7 @@ PAGE_POLICY = (
 
 Kind = Literal["login", "asset", "ours", "event", "closed"]
 
-_OURS = ("/state", "/worklist", "/export/", "/viewer/studies/", "/viewer/quantum/")
+_OURS = ("/state", "/worklist", "/studies/", "/export/", "/viewer/studies/", "/viewer/quantum/")
 _ASSETS = ("/assets/", "/static/", "/svelte/", "/theme.css", "/favicon.ico", "/manifest.json")
 _LOGIN = {
     "/login": ("GET", "POST"),

@@ -45,7 +45,7 @@ def overlay_text(study: Study, reading: Reading) -> str:
 def occlusion_text(study: Study, reader: Occluder) -> str:
     """Tell the viewer what covering regions of a study does; empty where it cannot be read.
 
-    JSON: `study`, and `occlusion`: `labels`, the `change` in probability of each over the grid,
+    JSON: `study`, and `occlusion`: `labels`, the `change` in the logit of each over the grid,
     and `first`, the finding to begin with.
     """
     occlusion = reader.occlude(study.content.read_bytes(), size_of(study))

@@ -14,13 +14,22 @@ GROUPS: tuple[tuple[Call, str, str], ...] = (
     ("likely", "Likely", "at or above the rule-in point"),
     ("uncertain", "Too uncertain to call", "between the screening and the rule-in point"),
     ("unlikely", "Unlikely", "below the screening point"),
-    ("not judged", "Not judged", "too few validation images with or without it"),
+    (
+        "not judged",
+        "Not judged",
+        "too few validation images, with or without it or near its probability",
+    ),
 )
 """What a finding can be called, its title, and what that means."""
 
 NOT_VALIDATED = (
     "This bundle holds no validation figures, so there are no intervals and no operating points, "
     "and nothing is called. Train it again to have them."
+)
+
+FOREIGN = (
+    "Not judged: this model was trained on drawn phantoms alone and has seen no patient. Of this "
+    "image its probabilities say nothing."
 )
 
 SERVICE = (
@@ -55,7 +64,7 @@ def findings(reading: Reading) -> str:
     bodies = []
     if told:
         for call, title, meaning in GROUPS:
-            rows = [r for r in reading.rows if r.validated and call_of(r) == call]
+            rows = [r for r in reading.rows if r.validated and r.call == call]
             bodies.append(_group(rows, title, meaning, wide=both))
     else:
         bodies.append(f"<tbody>{''.join(_row(row) for row in _sorted(reading.rows))}</tbody>")
@@ -65,17 +74,19 @@ def findings(reading: Reading) -> str:
         for name, value in reading.provenance.items()
     )
     facts += f"<dt>Time</dt><dd>{reading.seconds:.2f} s</dd>"
+    warning = f'<p class="foreign" role="note">{escape(FOREIGN)}</p>' if reading.foreign else ""
+    if reading.foreign:
+        legend = ""
+    elif told:
+        legend = KEY
+    else:
+        legend = f'<p class="quiet">{SERVICE if reading.service else NOT_VALIDATED}</p>'
     return (
-        f'{RESEARCH}<table id="findings"><thead><tr>{head}</tr></thead>{"".join(bodies)}</table>'
-        + (KEY if told else f'<p class="quiet">{SERVICE if reading.service else NOT_VALIDATED}</p>')
+        f'{RESEARCH}{warning}<table id="findings"><thead><tr>{head}</tr></thead>'
+        f"{''.join(bodies)}</table>{legend}"
         + (f'<ul class="quiet">{notes}</ul>' if notes else "")
         + f'<dl class="facts">{facts}</dl>'
     )
-
-
-def call_of(row: Row) -> Call:
-    """Say what a row's probability is worth."""
-    return row.validated.call(row.probability) if row.validated else "not judged"
 
 
 def _sorted(rows: Sequence[Row]) -> list[Row]:
@@ -95,7 +106,7 @@ def _group(rows: Sequence[Row], title: str, meaning: str, *, wide: bool) -> str:
 
 def _row(row: Row) -> str:
     label = row.validated
-    name = escape(_title(row.label))
+    name = escape(title(row.label))
     cells = (
         f'<th scope="row">{name}{_points(row.probability, label)}</th>'
         f"<td>{100 * row.probability:.1f} %{_track(row)}{_similar(row.probability, label)}</td>"
@@ -107,7 +118,7 @@ def _row(row: Row) -> str:
     return f"<tr>{cells}</tr>"
 
 
-def _title(label: str) -> str:
+def title(label: str) -> str:
     """Write a label in words; a user's own as it is."""
     try:
         return observation(label).title

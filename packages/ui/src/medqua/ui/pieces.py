@@ -30,6 +30,11 @@ Research use only. Not a medical device, not for diagnosis.
 """
 
 
+def of_study(name: str, html: str) -> str:
+    """Mark HTML as being of one study: the page hides it while another one is in view."""
+    return f'<div data-study="{escape(name)}">{html}</div>'
+
+
 def no_findings(sentence: str) -> str:
     """Say why there are no findings."""
     return f'<p class="quiet">{escape(sentence)}</p>'

@@ -82,7 +82,8 @@ class _Acts:
         layers = reading.routes.layers
         number = layer if layer is not None and layer < len(layers) else 0
         shown = figures.circuit(layers[number]) + figures.histograms(reading.routes)
-        return gr.Radio(figures.titles(layers), value=number), shown, ""
+        radio = gr.Radio(figures.titles(layers), value=number)
+        return radio, pieces.of_study(opened, shown), ""
 
     def compare(
         self,
@@ -108,5 +109,7 @@ class _Acts:
                 noise=noise,
             )
         except MedQuaError as error:
-            return figures.problem(f"{str(error)[:1].upper()}{str(error)[1:]}.")
-        return figures.comparison(told)
+            shown = figures.problem(f"{str(error)[:1].upper()}{str(error)[1:]}.")
+        else:
+            shown = figures.comparison(told)
+        return pieces.of_study(opened, shown)

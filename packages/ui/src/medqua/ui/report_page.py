@@ -9,6 +9,7 @@ from PIL import Image
 
 from medqua.ui.findings import Reading
 from medqua.ui.overlay import lay_routed, routed_colours
+from medqua.ui.panel import FOREIGN
 
 MARK = "RESEARCH USE ONLY. NOT A MEDICAL DEVICE, NOT FOR DIAGNOSIS."
 MOST_ROWS = 30
@@ -109,18 +110,24 @@ def _table(pdf: FPDF, reading: Reading, room: float) -> None:
         pdf.set_font("Helvetica", "", 11)
         pdf.multi_cell(0, 6, _latin(f"No findings: {reading.refusal}"))
         return
+    if reading.foreign:
+        pdf.set_font("Helvetica", "B", 10)
+        pdf.multi_cell(0, 5, FOREIGN, new_x="LMARGIN", new_y="NEXT")
+        room -= 12
     rows = sorted(reading.rows, key=lambda row: -row.probability)[:MOST_ROWS]
     height = min(6.5, room / (len(rows) + 2))
     pdf.set_font("Helvetica", "B", 10)
-    for text, width in (("Finding", 90), ("Probability", 50), ("Classical only", 50)):
-        pdf.cell(width, height, text, border="B", align="L" if width == 90 else "R")
+    widths = {"Finding": 70, "Call": 40, "Probability": 40, "Classical only": 40}
+    for text, width in widths.items():
+        pdf.cell(width, height, text, border="B", align="L" if width == 70 else "R")
     pdf.ln(height)
     pdf.set_font("Helvetica", "", 10)
     for row in rows:
-        pdf.cell(90, height, _latin(row.label)[:48])
-        pdf.cell(50, height, f"{100 * row.probability:.1f} %", align="R")
+        pdf.cell(70, height, _latin(row.label)[:40])
+        pdf.cell(40, height, row.call, align="R")
+        pdf.cell(40, height, f"{100 * row.probability:.1f} %", align="R")
         classical = "" if row.classical is None else f"{100 * row.classical:.1f} %"
-        pdf.cell(50, height, classical, align="R")
+        pdf.cell(40, height, classical, align="R")
         pdf.ln(height)
     if len(reading.rows) > MOST_ROWS:
         pdf.cell(0, height, f"and {len(reading.rows) - MOST_ROWS} less likely ones")

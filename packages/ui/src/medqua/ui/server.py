@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 import requests
 
 from medqua.core.errors import ConfigError, MedQuaError
+from medqua.core.findings.domain import UNJUDGED
 from medqua.core.findings.labels import Code
 from medqua.core.findings.result import Finding, Findings
 from medqua.core.findings.validation import Validation
@@ -242,6 +243,7 @@ def _reading(
         "Image profile": str(provenance.get("profile", "")),
         "Quantum engine": ", ".join(provenance.get("engines", ())) or "none",
         "Calibrated": "yes" if provenance.get("calibrated") else "no",
+        "Trained on": str(provenance.get("domain", "not stated")),
         "Intended use": str(provenance.get("intended_use", "")),
     }
     notes = tuple(map(str, result["notes"]))
@@ -263,16 +265,20 @@ def _reading(
     )
     record = dict(provenance)
     if explanation is None:
-        rows = tuple(Row(finding.label, finding.probability, None) for finding in findings)
+        rows = tuple(Row(f.label, f.probability, None, f.call) for f in findings)
         return Reading(rows, "", notes, told, seconds, findings, record, service=True)
     from medqua.serve.inference.maps import routes_from_dict  # torch, once
 
     classical, validation = explanation["classical"], explanation["validation"]
     others = [None] * len(findings) if classical is None else [c["probability"] for c in classical]
     known = (None,) * len(findings)
-    validated = known if validation is None else Validation.from_dict(validation).labels
+    validated = (
+        known
+        if validation is None or UNJUDGED in notes
+        else Validation.from_dict(validation).labels
+    )
     rows = tuple(
-        Row(finding.label, finding.probability, other and float(other), label)
+        Row(finding.label, finding.probability, other and float(other), finding.call, label)
         for finding, other, label in zip(findings, others, validated, strict=True)
     )
     routes = explanation["routes"] and routes_from_dict(explanation["routes"])

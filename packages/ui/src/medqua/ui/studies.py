@@ -6,14 +6,16 @@ is closed, when the user says so, and by age. Memory holds names and states alon
 """
 
 import gzip
+import itertools
 import json
 import os
+import re
 import secrets
 import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -22,6 +24,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from medqua.core.vision.scope import VIEWS
 from medqua.ui.login import LOCAL, User
 
 PREFIX = "medqua-ui-"
@@ -46,11 +49,15 @@ class Study:
     """SHA-256 of its content, hexadecimal: what the audit log calls it."""
     summary: str
     """Modality, view and size, for the worklist."""
+    frontal: bool
+    """Whether View Position does not say otherwise."""
     patient: str
     """Equal for studies of one patient, by Patient ID, its issuer and the birth date, else by name
     and birth date; empty where the file tells neither."""
     date: str
     """Study Date, to put studies of a patient in order; empty if there is none."""
+    shown: Mapping[str, tuple[str, bool]]
+    """`name` of the patient and `date` of the study, each with whether it is personal."""
     folder: Path
     """Where its parts lie."""
 
@@ -124,12 +131,29 @@ class Session:
     """What reading came to, by the study's name; kept by `medqua.ui.desk`."""
     patients: dict[str, int] = field(default_factory=dict)
     """Numbers under which patients stand in the worklist."""
+    in_view: str = ""
+    """Name of the study that was looked at last."""
+    views: dict[str, str] = field(default_factory=dict)
+    """How each study was last seen, by its name: JSON that the browser wrote."""
+    _answers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
+
+    @property
+    def public(self) -> str:
+        """Name of the session that may be shown and logged, hexadecimal."""
+        return sha256(self.folder.name.encode()).hexdigest()[:12]
 
     @property
     def who(self) -> str:
         """What the audit log calls whoever uses it: the user, or a public name of the session."""
-        public = sha256(self.folder.name.encode()).hexdigest()[:12]
-        return self.user.name if self.user != LOCAL else f"session {public}"
+        return self.user.name if self.user != LOCAL else f"session {self.public}"
+
+    def stamp(self) -> dict[str, Any]:
+        """Return what puts answers in order: `session`, and a `number` that only rises.
+
+        Taken before an answer looks at the studies, and after a change to them: an answer with the
+        larger number knows all that one with the smaller number tells.
+        """
+        return {"session": self.public, "number": next(self._answers)}
 
     def add(
         self, file: str, content: bytes, cells: npt.NDArray[Any], description: dict[str, Any]
@@ -149,9 +173,12 @@ class Session:
             words.append(f"{description['frames']} frames")
         summary = " · ".join(word for word in words if word)
         rows = description.get("tags", [])
-        patient, date = _identity(rows)
+        patient, date, shown = _identity(rows)
         digest = sha256(content).hexdigest()
-        study = Study(name, file, digest, summary, patient, date, self.folder)
+        study = Study(
+            name, file, digest, summary, _frontal(description["view"]), patient, date, shown,
+            self.folder,
+        )  # fmt: skip
         told = {key: value for key, value in description.items() if key != "tags"}
         study.pixels.write_bytes(np.ascontiguousarray(cells, cells.dtype.newbyteorder("<")).data)
         study.description.write_text(json.dumps(told, allow_nan=False))
@@ -167,6 +194,7 @@ class Session:
         if self.studies.pop(name, None) is not None:
             self.revealed.discard(name)
             self.outcomes.pop(name, None)
+            self.views.pop(name, None)
             for path in self.folder.glob(f"{name}.*"):
                 path.unlink(missing_ok=True)
 
@@ -177,6 +205,7 @@ class Session:
         self.revealed.clear()
         self.outcomes.clear()
         self.patients.clear()
+        self.views.clear()
         for path in self.folder.iterdir():
             path.unlink(missing_ok=True)
 
@@ -294,23 +323,41 @@ class Sessions:
 def _delete(session: Session) -> None:
     """Delete a session's files, and forget what it knew; threads may still hold it."""
     session.ended = True
-    for known in (session.studies, session.outcomes, session.refusals, session.patients):
+    kept = (session.studies, session.outcomes, session.patients, session.views)
+    for known in (*kept, session.refusals):
         known.clear()
     shutil.rmtree(session.folder, ignore_errors=True)
 
 
-def _identity(rows: list[dict[str, Any]]) -> tuple[str, str]:
-    """Return what tells a patient from another, hashed, and the study's date."""
-    told = {row["tag"]: str(row["value"]).strip() for row in rows if not row["level"]}
-    number, born = told.get("(0010,0020)", ""), told.get("(0010,0030)", "")
-    name, date = told.get("(0010,0010)", ""), told.get("(0008,0020)", "")
+def _frontal(view: str) -> bool:
+    """Tell whether a View Position (0018,5101) is a plain frontal one, or none is stated."""
+    words = set(re.findall("[A-Z]+", view.upper()))
+    return all(words.isdisjoint(terms) for terms in VIEWS.values())
+
+
+def _identity(
+    rows: list[dict[str, Any]],
+) -> tuple[str, str, dict[str, tuple[str, bool]]]:
+    """Return what tells a patient from another, hashed; the study's date; both as shown."""
+    at_top = {row["tag"]: row for row in rows if not row["level"]}
+
+    def value(tag: str) -> str:
+        return str(at_top[tag]["value"]).strip() if tag in at_top else ""
+
+    number, born = value("(0010,0020)"), value("(0010,0030)")
+    name, dated = "(0010,0010)", "(0008,0020)"
+    shown = {
+        key: (value(tag), bool(at_top[tag]["personal"]))
+        for key, tag in (("name", name), ("date", dated))
+        if value(tag)
+    }
     if number:
-        words = ("id", number, told.get("(0010,0021)", ""), born)
-    elif name and born:
-        words = ("name", name, "", born)
+        words = ("id", number, value("(0010,0021)"), born)
+    elif value(name) and born:
+        words = ("name", value(name), "", born)
     else:
-        return "", date
-    return sha256("\0".join(words).encode()).hexdigest(), date
+        return "", value(dated), shown
+    return sha256("\0".join(words).encode()).hexdigest(), value(dated), shown
 
 
 def _remove_orphans(where: Path) -> None:

@@ -6,6 +6,9 @@ GET    /worklist                    studies, their states, files that were not o
 DELETE /worklist[/NAME]             close all, or one
 POST   /worklist/search, /worklist/fetch     an archive's studies by QIDO-RS and WADO-RS
 GET    /state                       who is here, and whether the engine is ready
+
+Every answer about the studies bears `session` and `number`: a browser drops one that is older than
+what it has seen.
 """
 
 import json
@@ -25,11 +28,17 @@ from medqua.serve.pacs.errors import PacsError
 from medqua.ui.archive import Archive
 from medqua.ui.audit import AuditLog
 from medqua.ui.desk import Desk, Outcome
+from medqua.ui.findings import Reading
+from medqua.ui.identity import identity
 from medqua.ui.intake import sentence, take_in
+from medqua.ui.panel import title
 from medqua.ui.studies import Refusal, Session, Sessions, Study
 
 SAMPLES = Path(__file__).parent / "samples"
 """Synthetic radiographs, shipped with the package."""
+
+NOT_URGENT = ("No Finding", "Support Devices")
+"""Labels that make no study urgent."""
 
 MOST_UPLOADS = 4
 """Uploads of one session at a time."""
@@ -113,6 +122,7 @@ class Worklist:
         session = self._session(request, touch=False)
         if session is None:
             return _gone()
+        stamp = session.stamp()
         opened = list(session.studies.values())  # uploads add to it in threads of their own
         dates: dict[str, list[str]] = {}
         for study in opened:
@@ -123,12 +133,20 @@ class Worklist:
         left = sum(study["state"] in ("waiting", "reading") for study in studies)
         refused = [{"file": r.file, "reason": r.reason} for r in list(session.refusals)]
         seconds = round(left * self._desk.seconds, 1)
-        return JSONResponse({"studies": studies, "refused": refused, "seconds_left": seconds})
+        return JSONResponse(
+            {
+                **stamp,
+                "studies": studies,
+                "refused": refused,
+                "seconds_left": seconds,
+                "in_view": session.in_view,
+            }
+        )
 
     def _told(self, session: Session, study: Study, dates: list[str]) -> dict[str, Any]:
         """Describe a study for the list; `dates` are those of its patient's studies, sorted."""
         outcome: Outcome = session.outcomes.get(study.name) or Outcome()
-        reading, text = outcome.reading, ""
+        reading, text, urgency = outcome.reading, "", 0
         if self._desk.reader is None:
             state = "open"
         elif reading is None:
@@ -137,9 +155,7 @@ class Worklist:
         elif reading.refusal:
             state, text = "refused", reading.refusal
         else:
-            first = max(reading.rows, key=lambda row: row.probability, default=None)
-            text = f"{first.label} {100 * first.probability:.0f} %" if first else ""
-            state = "read"
+            state, (text, urgency) = "read", called(reading)
         return {
             "name": study.name,
             "file": study.file,
@@ -148,6 +164,9 @@ class Worklist:
             "order": dates.index(study.date) + 1 if study.date and study.patient else 0,
             "state": state,
             "text": text,
+            "frontal": study.frontal,
+            "urgency": urgency,
+            "identity": identity(session, study),
         }
 
     async def _receive(self, request: Request) -> Response:
@@ -164,7 +183,7 @@ class Worklist:
             if size is None:
                 refusal = Refusal(name, f"It is over {self._upload_bytes >> 20:,} MiB; split it.")
                 session.refusals.append(refusal)
-                return JSONResponse({"opened": [], "refused": 1})
+                return JSONResponse(_summary(session, [refusal]))
             results = await run_in_threadpool(self.take_in, session, [path], [name])
         except ClientDisconnect:  # cancelled: nothing of it stays
             return Response(status_code=499)
@@ -173,7 +192,7 @@ class Worklist:
         finally:
             session.receiving -= 1
             path.unlink(missing_ok=True)
-        return _results(results)
+        return JSONResponse(_summary(session, results))
 
     async def _write(self, request: Request, path: Path) -> int | None:
         """Write a body to a file; None if it is too long."""
@@ -190,7 +209,8 @@ class Worklist:
         session = self._session(request)
         if session is None:
             return _gone()
-        return _results(await run_in_threadpool(self.open_samples, session))
+        results = await run_in_threadpool(self.open_samples, session)
+        return JSONResponse(_summary(session, results))
 
     def arrive(self, session: Session) -> None:
         """Open the samples in a session that is new."""
@@ -214,16 +234,16 @@ class Worklist:
         if session is None:
             return _gone()
         await run_in_threadpool(session.empty)
-        return Response(status_code=204)
+        return JSONResponse(session.stamp())
 
     async def _close_one(self, request: Request) -> Response:
         session = self._session(request)
         if session is None:
             return _gone()
         if request.path_params["name"] not in session.studies:
-            return JSONResponse({"error": "no such study"}, 404)
+            return JSONResponse({**session.stamp(), "error": "no such study"}, 404)
         await run_in_threadpool(session.forget, request.path_params["name"])
-        return Response(status_code=204)
+        return JSONResponse(session.stamp())
 
     async def _search(self, request: Request) -> Response:
         return await self._asked(request, "search", self._found)
@@ -294,16 +314,28 @@ class Worklist:
                 refusal = Refusal(f"Study {number}", sentence(str(error)))
                 session.refusals.append(refusal)
                 results.append(refusal)
-        return _summary(results)
+        return _summary(session, results)
 
 
-def _summary(results: Sequence[Study | Refusal]) -> dict[str, Any]:
+def called(reading: Reading) -> tuple[str, int]:
+    """Say in a line what a reading calls, and how urgent that is: 2 likely, 1 uncertain, else 0.
+
+    A finding that is not judged, or unlikely, is not named: its probability alone says nothing.
+    """
+    rows = sorted(reading.rows, key=lambda row: -row.probability)
+    for call, word, urgency in (("likely", "likely", 2), ("uncertain", "too uncertain to call", 1)):
+        named = [row for row in rows if row.call == call and row.label not in NOT_URGENT]
+        if named:
+            first = named[0]
+            more = f" and {len(named) - 1} more" if len(named) > 1 else ""
+            return f"{word}: {title(first.label)} {100 * first.probability:.0f} %{more}", urgency
+    judged = any(row.call != "not judged" for row in rows)
+    return ("nothing is likely" if judged else "not judged"), 0
+
+
+def _summary(session: Session, results: Sequence[Study | Refusal]) -> dict[str, Any]:
     opened = [result.name for result in results if isinstance(result, Study)]
-    return {"opened": opened, "refused": len(results) - len(opened)}
-
-
-def _results(results: Sequence[Study | Refusal]) -> Response:
-    return JSONResponse(_summary(results))
+    return {**session.stamp(), "opened": opened, "refused": len(results) - len(opened)}
 
 
 def _gone() -> Response:

@@ -60,6 +60,20 @@ placeholder="YYYYMMDD or from-to">
 <button type="button" id="close-all" disabled>Close all studies</button></div>
 """
 
+FINDINGS = """
+<section id="reading" aria-label="Findings" aria-live="polite">
+<p class="quiet">Open a study.</p></section>
+"""
+
+HEADER = """
+<section aria-label="Header">
+<button type="button" id="reveal" disabled>Reveal personal data</button>
+<div id="look"><input type="search" placeholder="Search tag, name or value"
+aria-label="Search the header"></div>
+<p id="header-says" role="status"></p>
+<div id="tags"><p class="quiet">Open a study.</p></div></section>
+"""
+
 OUT = """
 <section id="out" aria-label="Out">
 <p class="warn"><strong>Research use only, not for diagnosis.</strong> Every file says so. None has

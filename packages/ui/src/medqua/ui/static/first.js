@@ -12,10 +12,7 @@ watch(window);
 watch(viewer.contentWindow);
 viewer.addEventListener("load", () => watch(viewer.contentWindow));
 
-function change() {
-  sessionStorage.setItem("study", document.querySelector("#opened input").value); // that it stays in view
-  location.reload();
-}
+const change = () => location.reload(); // the address names the study in view
 button.addEventListener("click", change);
 
 /** Ask how far the page is; asking also keeps the session's files, as an open tab does. */
@@ -24,7 +21,7 @@ button.addEventListener("click", change);
   try {
     const { whole, problem } = await (await fetch("/state/page", { cache: "no-store" })).json();
     if (whole && !touched) return change();
-    if (whole) says.textContent = "Findings, header, circuits and help are there. Rulers and windows begin anew with them.";
+    if (whole) says.textContent = "Findings, header, circuits and help are there.";
     if (problem) says.textContent = problem;
     button.hidden = !whole;
     if (whole || problem) pause = SELDOM;

@@ -4,7 +4,7 @@ const AT_A_TIME = 2;
 const SKIPPED = new Set(["DICOMDIR", ".DS_Store", "Thumbs.db", "desktop.ini"]);
 
 export class Queue {
-  /** `changed` after every step; `arrived` after every file, told the first study of all. */
+  /** `changed` after every step; `arrived` after every file, with the answer and its group. */
   constructor(changed, arrived) {
     Object.assign(this, { changed, arrived, waiting: [], running: new Set() });
     this.reset();
@@ -28,12 +28,12 @@ export class Queue {
     return this.share > 0.02 && passed > 1 ? (passed / this.share) * (1 - this.share) : 0;
   }
 
-  /** Add pairs of file and name. */
-  add(files) {
+  /** Add pairs of file and name that were given together; `group` is told with what arrives of them. */
+  add(files, group) {
     if (!this.busy) this.reset();
     for (const [file, name] of files) {
       if (SKIPPED.has(file.name)) continue;
-      this.waiting.push([file, name]);
+      this.waiting.push([file, name, group]);
       this.total += 1;
       this.bytes += file.size + 1;
     }
@@ -52,7 +52,7 @@ export class Queue {
     this.changed();
   }
 
-  send(file, name) {
+  send(file, name, group) {
     const request = new XMLHttpRequest();
     let sent = 0;
     const count = (now) => { this.sent += now - sent; sent = now; };
@@ -62,21 +62,20 @@ export class Queue {
     request.onloadend = () => {
       this.running.delete(request);
       count(file.size + 1);
-      let told = null, first = "";
+      let told = null;
       try { told = JSON.parse(request.responseText); } catch { /* no answer */ }
       if (request.status === 429) {
         count(0);
-        setTimeout(() => { this.waiting.push([file, name]); this.next(); }, 500);
+        setTimeout(() => { this.waiting.push([file, name, group]); this.next(); }, 500);
       } else if (request.status === 200) {
         this.done += 1;
-        if (!this.opened) first = told.opened[0];
         this.opened += told.opened.length;
         this.refused += told.refused;
       } else if (request.status || !this.cancelled) {
         this.done += 1;
         this.refused += 1;
       }
-      this.arrived(first);
+      if (request.status === 200) this.arrived(told, group);
       this.next();
     };
     this.running.add(request);

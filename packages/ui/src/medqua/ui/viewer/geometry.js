@@ -68,6 +68,9 @@ export function distance([x0, y0], [x1, y1], spacing, aspect) {
 export function spacingSentence(spacing, modality) {
   if (!spacing) return "Spacing not known: lengths in pixels.";
   const projection = ["CR", "DX", "RG", "MG", "XA", "RF", "IO", "PX"].includes(modality);
+  if (spacing.magnification) {
+    return `Lengths in the patient: the detector's (Imager Pixel Spacing), by the magnification of ${spacing.magnification} that the file estimates.`;
+  }
   if (spacing.source === "ImagerPixelSpacing") {
     return "Lengths at the detector (Imager Pixel Spacing): in the patient they are shorter.";
   }
@@ -76,6 +79,9 @@ export function spacingSentence(spacing, modality) {
   }
   if (spacing.calibration) {
     return `Lengths by Pixel Spacing, calibrated by ${spacing.calibration.toLowerCase()}.`;
+  }
+  if (projection && spacing.corrected) {
+    return "Lengths by Pixel Spacing, which differs from the detector's; how it was calibrated is not stated.";
   }
   if (projection) {
     return "Lengths by Pixel Spacing; whether calibrated for the patient is not stated.";

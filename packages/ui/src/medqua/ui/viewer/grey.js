@@ -31,18 +31,23 @@ export function windowFunction({ center, width, function: kind }) {
   return (x) => Math.min(Math.max((x - middle) / span + 0.5, 0), 1);
 }
 
-/** A function from values of the modality LUT to [0, 1] by a VOI LUT (C.11.2.1.1). */
-export function lutFunction(lut) {
+/**
+ * A function from values of the modality LUT to [0, 1] by a VOI LUT (C.11.2.1.1). With a center and
+ * a width its inputs are shifted and stretched as a window's would be: its curve stays.
+ */
+export function lutFunction({ lut, center, width }) {
   const most = 2 ** lut.bits - 1;
-  return (x) => Math.min(look(lut, x) / most, 1);
+  if (width === undefined) return (x) => Math.min(look(lut, x) / most, 1);
+  const own = windowOf({ lut });
+  return (x) => Math.min(look(lut, own.center + ((x - center) * own.width) / width) / most, 1);
 }
 
 /**
  * Grey level 0..255 of every 16-bit cell.
- * voi: {lut} or {center, width, function}. inverted: MONOCHROME1, or the user's wish, not both.
+ * voi: {lut}, {lut, center, width} or {center, width, function}. inverted: MONOCHROME1, or the user's wish, not both.
  */
 export function greyTable(display, voi, signed, inverted) {
-  const shown = voi.lut ? lutFunction(voi.lut) : windowFunction(voi);
+  const shown = voi.lut ? lutFunction(voi) : windowFunction(voi);
   const table = new Uint8Array(VALUES);
   const [low, high] = display.padding ?? [1, 0];
   for (let cell = 0; cell < VALUES; cell++) {
@@ -119,6 +124,6 @@ export function presets(display, range, cells, signed) {
 
 /** The window that a drag starts from where a VOI LUT is shown: the LUT's inputs. */
 export function windowOf(voi) {
-  if (!voi.lut) return { ...voi };
+  if (!voi.lut || voi.width !== undefined) return { ...voi };
   return exact(voi.lut.first, voi.lut.first + voi.lut.entries.length - 1);
 }

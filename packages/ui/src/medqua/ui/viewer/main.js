@@ -2,11 +2,11 @@
 
 import { attachGestures } from "./gestures.js";
 import { attachControls, showControls } from "./overlay.js";
-import { fetchStudy, StudyError } from "./study.js";
+import { fetchStudy, keepView, StudyError } from "./study.js";
 import { Viewer } from "./viewer.js";
 
 const HELLO = "Drop DICOM, JPG or PNG files, or a ZIP of them, here.\nThey stay on the server that this page came from.";
-const AGAIN_AFTER = 3000;
+const AGAIN_AFTER = 3000, KEPT_AFTER = 300;
 
 const parts = Object.fromEntries([...document.querySelectorAll("[id]")].map((e) => [e.id, e]));
 const options = new URLSearchParams(location.search);
@@ -14,6 +14,8 @@ let tool = "window";
 let opening = null;
 let wanted = null; // the study that is shown or on its way
 let told = null; // the last overlay, which may come before its picture
+const kept = new Map(); // how studies were seen, by name: newer than what the server may know
+let keeping = 0; // a timer
 let seen = ""; // how the picture was seen when the page around was last told, or told it
 
 const viewer = new Viewer(parts, options.get("renderer"), changed);
@@ -78,15 +80,21 @@ const onKey = {
 };
 
 document.addEventListener("keydown", (event) => {
-  if (event.ctrlKey || event.metaKey || event.altKey || parts.help.open) return;
+  if (event.ctrlKey || event.metaKey || event.altKey) return;
   if (["SELECT", "INPUT"].includes(event.target.tagName) && event.key.length > 1) return;
-  if (event.key === "?") return void actions.help();
-  const key = event.shiftKey ? event.key : event.key.replace(/^[A-Z]$/, (letter) => letter.toLowerCase());
-  const act = onKey[key] ?? onKey[key.toLowerCase()];
-  if (!act || !viewer.study) return;
-  event.preventDefault();
-  act(event.shiftKey);
+  if (press(event.key, event.shiftKey)) event.preventDefault();
 });
+
+/** Do what a key means, pressed here or beside the picture; tell whether it means anything. */
+function press(pressed, shift) {
+  if (parts.help.open) return false;
+  if (pressed === "?") actions.help();
+  const key = shift ? pressed : pressed.replace(/^[A-Z]$/, (letter) => letter.toLowerCase());
+  const act = onKey[key] ?? onKey[key.toLowerCase()];
+  if (!act || !viewer.study) return false;
+  act(shift);
+  return true;
+}
 
 parts.bar.addEventListener("click", (event) => {
   const button = event.target.closest("button");
@@ -140,6 +148,26 @@ function follow(view) {
   seen = JSON.stringify(viewer.view); // this is no news to whoever said so
 }
 
+/** Keep how the study is seen, soon; at once before another one takes its place. */
+function keep(now = false) {
+  clearTimeout(keeping);
+  if (!viewer.study) return;
+  const { name } = viewer.study, state = viewer.state;
+  const text = JSON.stringify(state);
+  if (text === kept.get(name)?.text) return;
+  if (now) {
+    const view = { ...state, at: performance.timeOrigin + performance.now() };
+    kept.set(name, { text, view });
+    keepView(name, view);
+  } else keeping = setTimeout(keep, KEPT_AFTER, true);
+}
+
+/** The newer of what the server and this page know of how a study was seen. */
+function lastSeen(study) {
+  const own = kept.get(study.name)?.view;
+  return own && own.at >= (study.seen?.at ?? 0) ? own : study.seen;
+}
+
 /** After every picture: bring the controls in line with it. */
 function changed() {
   const { study } = viewer;
@@ -152,6 +180,7 @@ function changed() {
   parts.frames.hidden = !study || study.frames < 2;
   if (!study) return parts.presets.replaceChildren();
   tellView();
+  keep();
   const names = viewer.choices.map((choice) => choice.name);
   if (viewer.choice < 0) names.push("By hand");
   if (names.join("\n") !== [...parts.presets.options].map((o) => o.text).join("\n")) {
@@ -169,12 +198,20 @@ async function open(name) {
   wanted = name;
   opening?.abort();
   const mine = (opening = new AbortController());
+  keep(true);
+  delete document.documentElement.dataset.study;
   viewer.clear("Loading …");
   try {
     const study = await fetchStudy(name, mine.signal);
     if (mine !== opening) return;
     seen = "";
-    viewer.show(study);
+    const last = lastSeen(study);
+    try {
+      viewer.show(study, last);
+    } catch { // kept by another version of this page
+      viewer.show(study);
+    }
+    kept.set(name, { text: JSON.stringify(viewer.state), view: last });
     showOverlay();
     parts.pose.textContent = `Picture of ${study.columns} by ${study.rows} pixels is shown.`;
     document.documentElement.dataset.study = name;
@@ -187,17 +224,24 @@ async function open(name) {
   }
 }
 
-function close() {
+function close(sentence) {
   opening?.abort();
+  keep(true);
   opening = wanted = null;
   delete document.documentElement.dataset.study;
-  viewer.clear(HELLO);
+  viewer.clear(sentence || HELLO);
 }
 
+window.addEventListener("pagehide", () => keep(true));
 window.addEventListener("message", (event) => {
   if (event.origin !== location.origin || event.source !== window.parent) return;
   if (typeof event.data?.open === "string") open(event.data.open);
-  if (event.data?.close) close();
+  if (event.data?.close) close(event.data.sentence);
+  if (typeof event.data?.key === "string") press(event.data.key, event.data.shift);
+  if (event.data?.identity?.study === viewer.study?.name && viewer.study) {
+    viewer.identity = event.data.identity.lines;
+    viewer.schedule();
+  }
   if (event.data?.follow && viewer.study) follow(event.data.follow);
   if (event.data?.overlay) {
     told = { ...(told?.study === event.data.overlay.study ? told : {}), ...event.data.overlay };
@@ -205,14 +249,11 @@ window.addEventListener("message", (event) => {
   }
 });
 
-// A file dropped on the picture goes where one dropped beside it goes.
+// What is dropped on the picture, folders too, goes where what is dropped beside it goes.
 document.addEventListener("dragover", (event) => event.preventDefault());
 document.addEventListener("drop", (event) => {
   event.preventDefault();
-  const input = window.parent !== window && window.parent.document.querySelector("#files input[type=file]");
-  if (!input || !event.dataTransfer.files.length) return;
-  input.files = event.dataTransfer.files;
-  input.dispatchEvent(new Event("change", { bubbles: true }));
+  if (window.parent !== window) window.parent.dispatchEvent(new CustomEvent("dropped", { detail: event.dataTransfer }));
 });
 
 if (options.get("study")) open(options.get("study"));

@@ -20,6 +20,9 @@ export function colourOf(map, share) {
 
 const POINTS = new Intl.NumberFormat("en", { maximumFractionDigits: 2, minimumFractionDigits: 2, signDisplay: "exceptZero" });
 
+/** Of an occlusion map, in logits: what is less stays clear (odds changed by less than 28 %); half of the scale at least. */
+const LEAST_CHANGE = 0.25, LEAST_SCALE = 1;
+
 export class Overlay {
   /** changed: called when what is drawn changes. */
   constructor(changed) {
@@ -66,13 +69,15 @@ export class Overlay {
     const { layers, occlusion } = this.data;
     if (this.kind === "occlusion") {
       if (!occlusion) return null;
-      const values = occlusion.change[this.finding].map((row) => row.map((v) => 100 * v));
-      const most = Math.max(...values.flat().map(Math.abs), 0.01);
+      const values = occlusion.change[this.finding];
+      const largest = Math.max(...values.flat().map(Math.abs));
+      const most = Math.max(largest, LEAST_SCALE);
       return {
-        values, low: -most, high: most, table: "cividis", fading: true,
-        title: `${occlusion.labels[this.finding]}: change when covered`,
-        unit: "percentage points", ends: [POINTS.format(-most), POINTS.format(most)],
-        note: "yellow: speaks for it",
+        values, low: -most, high: most, table: "cividis", fading: true, floor: LEAST_CHANGE,
+        title: `${occlusion.labels[this.finding]}: change of the logit when covered`,
+        unit: "logits", ends: [POINTS.format(-most), POINTS.format(most)],
+        note: largest < LEAST_CHANGE ? `no region matters more than ${LEAST_CHANGE}: none is coloured`
+          : `yellow: speaks for it; less than ${LEAST_CHANGE} is clear`,
       };
     }
     const some = this.layer < 0 ? layers : [layers[this.layer]];
@@ -104,12 +109,12 @@ export class Overlay {
 
   /** One pixel a cell. */
   paint() {
-    const { values, low, high, table, fading } = this.map;
+    const { values, low, high, table, fading, floor = 0 } = this.map;
     [this.cells.width, this.cells.height] = [values[0].length, values.length];
     const context = this.cells.getContext("2d");
     const image = context.createImageData(this.cells.width, this.cells.height);
     values.flat().forEach((value, i) => {
-      if (value === null) return;
+      if (value === null || Math.abs(value) < floor) return;
       const alpha = fading ? Math.abs(value) / high : 1;
       image.data.set([...colourOf(table, (value - low) / (high - low)), Math.round(255 * alpha)], 4 * i);
     });

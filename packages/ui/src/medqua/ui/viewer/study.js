@@ -34,6 +34,12 @@ async function answer(path, signal) {
   return response;
 }
 
+/** Keep on the server how a study is seen; the browser's time puts what it keeps in order. */
+export function keepView(name, view) {
+  const body = JSON.stringify(view);
+  fetch(`studies/${encodeURIComponent(name)}/view`, { method: "PUT", body, keepalive: true }).catch(() => {});
+}
+
 function words(buffer) {
   if (!LITTLE_ENDIAN) {
     const view = new DataView(buffer);

@@ -40,8 +40,10 @@ export class Viewer {
     this.schedule();
   }
 
-  show(study) {
+  /** Show a study, as it was last seen where that is known. */
+  show(study, seen = null) {
     this.study = study;
+    this.identity = study.identity.lines;
     if (!this.renderer.fits(study.columns, study.rows)) this.change2d();
     this.rulers = [];
     this.pointer = null;
@@ -49,6 +51,7 @@ export class Viewer {
     this.frame = 0;
     this.measure();
     this.reset();
+    if (seen) this.restore(seen);
     this.parts.canvas.hidden = false;
     this.parts.notice.textContent = "";
     this.render();
@@ -90,8 +93,9 @@ export class Viewer {
 
   setWindow(center, width, kind = this.voi.function) {
     const least = kind === "LINEAR" ? 1 : 1e-6;
+    const { lut } = this.voi;
     this.choice = -1;
-    this.voi = { center, width: Math.max(width, least), function: kind };
+    this.voi = { ...(lut ? { lut } : { function: kind }), center, width: Math.max(width, least) };
     this.dirty();
   }
 
@@ -175,6 +179,32 @@ export class Viewer {
       zoom: this.fitted ? 1 : scale / this.fitting(), x: panX / (scale * this.longest), y: panY / (scale * this.longest),
       level: (now.center - opened.center) / opened.width, width: now.width / opened.width, inverted: this.inverted,
     };
+  }
+
+  /** All that the user chose for this study: it comes back with it, on a canvas of any size. */
+  get state() {
+    const { zoom, x, y } = this.view;
+    const { choice, inverted, frame, rulers } = this;
+    const { lut, ...shown } = this.voi;
+    const voi = choice >= 0 ? null : { ...shown, lut: lut ? this.display.voi_luts.indexOf(lut) : -1 };
+    const { turns, flipped } = this.pose;
+    return { zoom, x, y, turns, flipped, voi, choice, inverted, frame, rulers };
+  }
+
+  restore({ zoom, x, y, turns, flipped, voi, choice, inverted, frame, rulers }) {
+    this.setFrame(frame);
+    if (choice >= 0 && choice < this.choices.length) this.choose(choice);
+    else {
+      const { lut, ...shown } = voi;
+      this.choice = -1;
+      this.voi = lut < 0 ? shown : { ...shown, lut: this.display.voi_luts[lut] };
+    }
+    this.inverted = inverted;
+    this.rulers = rulers.map(({ from, to }) => ({ from, to }));
+    this.pose = { ...START, turns, flipped };
+    if (zoom === 1 && x === 0 && y === 0) return this.fit();
+    const scale = zoom * this.fitting();
+    this.setPose({ scale, panX: x * scale * this.longest, panY: y * scale * this.longest });
   }
 
   /** See this picture as another one is seen. */
@@ -272,6 +302,7 @@ export class Viewer {
     const side = { L: "left", R: "right", B: "both sides", U: "unpaired" }[study.laterality];
     const kind = study.colour ? "colour, shown as grey" : study.inverted ? "MONOCHROME1" : "";
     put(parts.about, [
+      ...this.identity,
       view,
       `${study.columns} × ${study.rows}, ${study.bits} bits${kind ? `, ${kind}` : ""}`,
       side ? `Laterality: ${side}` : "",
@@ -279,8 +310,8 @@ export class Viewer {
     const { voi } = this;
     const shape = voi.function === "SIGMOID" ? " sigmoid" : "";
     put(parts.shown, [
-      voi.lut ? `VOI LUT${voi.lut.explanation ? ` ${voi.lut.explanation}` : ""}`
-        : `C ${ROUGH.format(voi.center)}  W ${ROUGH.format(voi.width)}${shape}`,
+      (voi.lut ? `VOI LUT${voi.lut.explanation ? ` ${voi.lut.explanation}` : ""}` : "")
+        + (voi.width === undefined ? "" : `${voi.lut ? ", " : ""}C ${ROUGH.format(voi.center)}  W ${ROUGH.format(voi.width)}${shape}`),
       `${Math.round(this.pose.scale * 100)} %${this.inverted ? ", inverted" : ""}`,
       study.frames > 1 ? `frame ${this.frame + 1} of ${study.frames}` : "",
       study.orientation ? "" : "orientation not stated",
