@@ -163,6 +163,23 @@ def test_a_voi_lut_comes_before_the_windows_and_both_can_be_chosen(
     assert_same(seen(page), expected(ds, values, prefer_lut=False))
 
 
+def test_a_drag_from_a_voi_lut_shifts_and_stretches_it(open_alone: Open, with_voi_lut: Path):
+    page = open_alone(with_voi_lut, "2d")
+    opened = seen(page)
+    page.evaluate("() => viewer.dragWindow(0, 0)")
+    assert page.evaluate("() => viewer.choice") == -1  # by hand from here
+    np.testing.assert_array_equal(seen(page), opened)  # and nothing jumps
+    lut = page.evaluate("() => viewer.voi.lut")
+    levels = np.asarray(lut["entries"]) / (2 ** lut["bits"] - 1)
+    middle, span = lut["first"] + (len(levels) - 1) / 2, len(levels) - 1
+    page.evaluate(f"() => viewer.setWindow({middle + 100}, {1.5 * span})")
+    values = pixel_array(read(with_voi_lut)).astype(np.float64)
+    inputs = np.floor(middle + (values - middle - 100) / 1.5 + 0.5).astype(int) - lut["first"]
+    shown = levels[np.clip(inputs, 0, len(levels) - 1)]
+    inverted = page.evaluate("() => viewer.study.inverted")
+    assert_same(seen(page), 255 * (1 - shown if inverted else shown))
+
+
 @pytest.mark.parametrize("renderer", RENDERERS)
 def test_turning_and_flipping_move_pixels_as_numpy_does(
     open_alone: Open, shared_data: Path, renderer: str
