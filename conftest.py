@@ -94,7 +94,10 @@ def pytest_unconfigure() -> None:
 
 
 TOGETHER = (  # files that share what is dear to start; the dearest first, so that none is the tail
-    ("ui/tests/test_app", "ui/tests/test_workplace", "ui/tests/test_viewer_pixels"),
+    (
+        "ui/tests/test_app", "ui/tests/test_workplace", "ui/tests/test_viewer_pixels",
+        "ui/tests/test_orders",
+    ),
     (
         "http/test_findings_route", "http/test_inference_protocol", "http/test_explanation_route",
         "http/test_job_routes", "http/test_serving_page",
