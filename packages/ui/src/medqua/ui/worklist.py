@@ -166,7 +166,7 @@ class Worklist:
             "text": text,
             "frontal": study.frontal,
             "urgency": urgency,
-            "identity": identity(session, study),
+            "identity": identity(session, study, dates),
         }
 
     async def _receive(self, request: Request) -> Response:
