@@ -61,7 +61,8 @@ def newer() -> dict[str, tuple[str, str]]:
                 locked[canonicalize_name(requirement.name)] = Version(pin.version)
     found = {}
     for distribution in distributions():
-        name, here = canonicalize_name(distribution.name), Version(distribution.version)
+        name = canonicalize_name(distribution.name)
+        here = Version(Version(distribution.version).public)  # a CPU wheel is no newer release
         if name in locked and here > locked[name]:
             found[name] = (str(locked[name]), str(here))
     return dict(sorted(found.items()))
