@@ -6,7 +6,7 @@ import { Panel } from "./panel.js";
 import { Queue, filesOf } from "./uploads.js";
 import { attachArchive } from "./archive.js";
 
-const QUIET = 5000, BUSY = 700, FIRST = 30000;
+const QUIET = 5000, BUSY = 700, FIRST = 30000, LONGEST = 15000;
 const part = (id) => document.getElementById(id);
 const el = (tag, text = "", more = {}) => Object.assign(document.createElement(tag), { textContent: text }, more);
 const count = (n, one, many) => `${n} ${n === 1 ? one : many}`;
@@ -130,19 +130,21 @@ async function ask(path, options = {}) {
   return answer;
 }
 
+const soon = () => ({ signal: AbortSignal.timeout(LONGEST) }); // an answer that never comes ends no polling
+
 async function poll() {
   clearTimeout(timer);
   try {
     if (!state.me || performance.now() - state.me.at > (loading() ? BUSY : QUIET)) {
-      state.me = { ...(await (await ask("/state")).json()), at: performance.now() };
+      state.me = { ...(await (await ask("/state", soon())).json()), at: performance.now() };
       about();
     }
-    const told = await (await ask("/worklist")).json();
+    const told = await (await ask("/worklist", soon())).json();
     part("away").hidden = true;
     if (newest(told)) take(told);
     draw();
   } catch (error) {
-    if (error instanceof TypeError) part("away").hidden = false; // no answer at all
+    if (error instanceof TypeError || error.name === "TimeoutError") part("away").hidden = false; // no answer
   }
   timer = setTimeout(poll, uploads.busy || waiting() || performance.now() < FIRST ? BUSY : QUIET);
 }
