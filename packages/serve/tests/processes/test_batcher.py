@@ -84,7 +84,9 @@ async def test_a_single_image_waits_for_the_delay_and_is_read_alone():
 async def test_a_full_batch_does_not_wait():
     engine = Engine()
     batcher = await running(engine, max_batch_size=2, max_queue_delay=3600.0)
-    await asyncio.gather(*(batcher.submit(numbered(2), soon()) for _ in range(2)))
+    results = await asyncio.gather(*(batcher.submit(numbered(2), soon()) for _ in range(2)))
+    assert results == [{"number": 2}] * 2  # an hour before the delay is over
+    assert [len(batch) for batch in engine.batches] == [2]
     await batcher.close()
 
 
