@@ -231,6 +231,29 @@ def test_a_study_keeps_how_it_was_seen_and_the_address_names_it(app, chest: Path
     second.close()
 
 
+@pytest.mark.parametrize(
+    ("urgent", "first"),
+    [("", "phantom-pa-effusion"), ("monochrome1", "phantom-pa-monochrome1")],
+    ids=["equal", "one is urgent"],
+)
+def test_a_page_opens_the_most_urgent_study_that_can_be_read(app, urgent: str, first: str):
+    """By name the lateral comes first, which no model here reads."""
+
+    def judged(route) -> None:  # as an engine with findings would
+        answer = route.fetch()
+        told = answer.json()
+        for study in told["studies"]:
+            study["urgency"] = 2 if urgent and urgent in study["file"] else 0
+        route.fulfill(response=answer, json=told)
+
+    app.page.route("**/worklist", judged)
+    app.page.locator("#samples").click()
+    app.shown()
+    marked = app.page.locator("#studies label", has=app.page.locator("input:checked"))
+    assert first in marked.inner_text()
+    app.page.unroute_all(behavior="ignoreErrors")
+
+
 def test_the_picture_says_whose_it_is_masked_as_the_header_is(app, chest: Path, tmp_path: Path):
     ds = dcmread(chest)
     for name, date in (("now", "20300201"), ("before", "20300102")):

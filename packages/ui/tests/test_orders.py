@@ -302,6 +302,53 @@ def test_a_late_answer_does_not_change_the_study(
     assert app.viewer.evaluate("() => viewer.study.columns") == 140
 
 
+def test_a_dropped_file_is_opened_whichever_answer_comes_first(
+    app: Any, files: list[Path], eventually: Callable[[Callable[[], object]], object]
+):
+    """Of two answers the older one comes last: its study is opened by the next list."""
+    app.drop(files[0], files[1])
+    app.shown()
+    app.page.locator("#studies label").nth(1).wait_for()
+    uploads: list[dict[str, Any]] = []
+    lists: list[Route] = []
+    chromium = app.page.context.new_cdp_session(app.page)
+    chromium.on("Fetch.requestPaused", lambda paused: uploads.append(paused))
+    pattern = {"urlPattern": "*/worklist/files*", "requestStage": "Response"}
+    chromium.send("Fetch.enable", {"patterns": [pattern]})
+    app.page.set_input_files("#files input[type=file]", [files[4]])
+    eventually(lambda: app.page.wait_for_timeout(50) or uploads)
+    app.page.route("**/worklist", lambda route: lists.append(route))
+    other = app.page.locator("#studies .entry").filter(has_not=app.page.locator("input:checked"))
+    with app.page.expect_response(lambda answer: answer.request.method == "DELETE"):
+        other.get_by_role("button", name="Close").click()
+    (late,) = uploads
+    with app.page.expect_response("**/worklist/files*"):
+        chromium.send("Fetch.continueRequest", {"requestId": late["requestId"]})
+    eventually(lambda: app.page.wait_for_timeout(50) or lists)
+    app.page.unroute("**/worklist")
+    for held in lists:
+        with suppress(Error):  # a newer poll has given it up
+            held.continue_()
+    app.viewer.wait_for_function("() => viewer.study?.columns === 140")
+    assert mixed(look(app.page), 140) == ""
+
+
+def test_a_session_that_ended_is_told(
+    quiet_context: BrowserContext, server: Any, files: list[Path]
+):
+    page = quiet_context.new_page()
+    page.goto(server.address)
+    whole(page)
+    page.set_input_files("#files input[type=file]", files[:2])
+    page.locator("#studies label").nth(1).wait_for()
+    quiet_context.clear_cookies()
+    page.locator("#status", has_text="The studies that were open here are gone").wait_for()
+    assert page.locator("#studies label").count() == 0
+    page.reload()
+    whole(page)
+    assert page.locator("#status").inner_text() == ""
+
+
 @pytest.mark.parametrize("orders", [12, pytest.param(1000, marks=pytest.mark.slow)])
 def test_no_order_of_answers_mixes_studies_up(
     quiet_context: BrowserContext, server: Any, files: list[Path], orders: int

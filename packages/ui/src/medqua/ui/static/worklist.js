@@ -21,7 +21,9 @@ const state = {
   begun: false, // whether a study has been in view, or was looked for in vain
   wish: 0, // how often the user said what to have in view
 };
+const NOTHING = {};
 let timer = 0, begun = false;
+let expected = NOTHING; // what an upload's answer named that came late: the next list tells whether it is still there
 
 function field(id) {
   return document.querySelector(`#${id} textarea, #${id} input`);
@@ -154,6 +156,8 @@ function take(told) {
   again();
   const names = state.studies.map((study) => study.name);
   if (compare.other && !names.includes(compare.other)) compare.end();
+  if (names.includes(expected.name)) grant(expected);
+  expected = NOTHING;
   if (state.opened && !names.includes(state.opened)) leave(GONE);
   else if (!state.begun && (names.length || location.hash)) beginWith(names, told.in_view);
   for (const study of state.studies) {
@@ -272,14 +276,20 @@ function entry(study) {
 const compare = new Comparison(part("middle"), () => draw());
 const panel = new Panel(ask, tellViewers);
 const uploads = new Queue(progress, (told, wish) => {
-  const [first] = told.opened;
-  const known = newest(told) || state.studies.some((study) => study.name === first);
-  if (first && known && wish.number === state.wish && !wish.granted) { // nothing else was wished since
-    wish.granted = true;
-    open(first);
-  }
+  const [name] = told.opened;
+  if (newest(told) || state.studies.some((study) => study.name === name)) grant({ name, wish });
+  else if (name && stands(wish)) expected = { name, wish };
   poll();
 });
+
+const stands = (wish) => wish.number === state.wish && !wish.granted; // nothing else was wished since
+
+/** Have the first study of what was dropped together in view, if that is still wished. */
+function grant({ name, wish }) {
+  if (!name || !stands(wish)) return;
+  wish.granted = true;
+  open(name);
+}
 
 /** Open the first of files that are given together. */
 function upload(files) {
